@@ -1,0 +1,5 @@
+"""From a data set to a slice: a fixed, ordered list of token sequences with counts."""
+
+from hesscli.data.slice import IGNORED, Batch, Sequence, Slice
+
+__all__ = ["IGNORED", "Batch", "Sequence", "Slice"]
