@@ -14,7 +14,7 @@ class Sequence:
     """One row: inputs by the name that the model's forward gives them, and the target at each position.
 
     `targets[t]` is what the output at position t is compared with, already shifted: for a causal model the
-    next token; `IGNORED` where there is no loss term.
+    next token; `IGNORED` where there is no loss term. A row without `attention_mask` attends to all of itself.
     """
 
     inputs: dict[str, torch.Tensor]  # each (length,) int64
@@ -50,7 +50,7 @@ class Slice:
     config_name: str | None = None
     revision: str | None = None
     column: str | None = None
-    max_length: int = 0
+    max_length: int = 0  # the length that text was packed or cut to; the longest row of token ids
     packed: bool = False
     pad_token_id: int = 0
     notes: tuple[tuple[str, str], ...] = field(default=())  # (code, text) warnings for the report
@@ -58,7 +58,11 @@ class Slice:
     @property
     def num_tokens(self) -> int:
         """Tokens that enter the model, padding not counted."""
-        return sum(s.targets.numel() for s in self.sequences)
+        masks = (s.inputs.get("attention_mask") for s in self.sequences)
+        return sum(
+            s.targets.numel() if mask is None else int(mask.sum())
+            for s, mask in zip(self.sequences, masks, strict=True)
+        )
 
     @property
     def num_terms(self) -> int:
@@ -70,11 +74,11 @@ class Slice:
         """`sha256:` over every input and target in order: equal slices, equal fingerprints."""
         digest = hashlib.sha256()
         for sequence in self.sequences:
-            for name in sorted(sequence.inputs):
-                digest.update(f"{name}:{sequence.inputs[name].numel()};".encode())
-                digest.update(sequence.inputs[name].contiguous().numpy().tobytes())
-            digest.update(b"targets;")
-            digest.update(sequence.targets.contiguous().numpy().tobytes())
+            for name, tensor in [*sorted(sequence.inputs.items()), ("targets", sequence.targets)]:
+                # Little-endian int64 whatever the source held, so that jsonl and parquet agree on any host.
+                values = tensor.cpu().numpy().astype("<i8")
+                digest.update(f"{name}:{values.size};".encode())
+                digest.update(values.tobytes())
         return f"sha256:{digest.hexdigest()}"
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
@@ -92,11 +96,14 @@ class Slice:
                 out[i, : part.numel()] = part
             return out
 
-        fills = {"input_ids": self.pad_token_id}
+        # Rows may differ in whether they bring a mask: one without attends to all of itself.
+        masked = ragged or any("attention_mask" in row.inputs for row in rows)
         inputs = {
-            name: stack([row.inputs[name] for row in rows], fills.get(name, 0)) for name in rows[0].inputs
+            name: stack([row.inputs[name] for row in rows], self.pad_token_id if name == "input_ids" else 0)
+            for name in rows[0].inputs
+            if name != "attention_mask"
         }
-        if ragged and "attention_mask" not in inputs:
-            ones = [torch.ones_like(row.targets) for row in rows]
-            inputs["attention_mask"] = stack(ones, 0)
+        if masked:
+            whole = [row.inputs.get("attention_mask", torch.ones_like(row.targets)) for row in rows]
+            inputs["attention_mask"] = stack(whole, 0)
         return Batch(inputs, stack([row.targets for row in rows], IGNORED), first_row)

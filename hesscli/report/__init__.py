@@ -1,0 +1,1 @@
+"""What comes out of a run: the report, its figures, its words. Nothing here needs torch."""

@@ -1,10 +1,11 @@
 """The report: one JSON object, versioned, from which every table and figure can be made again."""
 
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-SCHEMA = "hess.report/1"
+SCHEMA: Literal["hess.report/1"] = "hess.report/1"
 
 
 class Part(BaseModel):
@@ -83,11 +84,12 @@ class Data(Part):
 
 
 class Loss(Part):
-    """The value of the loss whose curvature this is; `stderr` over sequences."""
+    """The value of the loss whose curvature this is; `stderr` over sequences. None, with a reason, if not finite."""
 
-    value: float
+    value: float | None
     stderr: float | None = None
     normalisation: str = "mean over loss terms"
+    reason: str | None = None
 
 
 class Preflight(Part):
@@ -129,6 +131,16 @@ class Band(Part):
     low: list[float]
     high: list[float]
 
+    @model_validator(mode="after")
+    def _same_length(self) -> "Band":
+        if not len(self.x) == len(self.low) == len(self.high) >= 2:
+            msg = "x, low and high need the same number of points, at least two"
+            raise ValueError(msg)
+        if any(left >= right for left, right in pairwise(self.x)):
+            msg = "x needs to increase"
+            raise ValueError(msg)
+        return self
+
 
 class Spectrum(Part):
     """Quadrature per probe: nodes (probes, steps) and weights that sum to 1 over each row."""
@@ -137,8 +149,19 @@ class Spectrum(Part):
     weights: list[list[float]]
     residuals: list[list[float]]
     """||H y - node y|| of each Ritz pair: how sharply a node is an eigenvalue."""
-    dimension: int
+    dimension: int = Field(gt=0)
     band: Band | None = None
+
+    @model_validator(mode="after")
+    def _same_shape(self) -> "Spectrum":
+        shapes = [[len(row) for row in rows] for rows in (self.nodes, self.weights, self.residuals)]
+        if not shapes[0] or 0 in shapes[0]:
+            msg = "nodes need at least one probe with at least one step"
+            raise ValueError(msg)
+        if not shapes[0] == shapes[1] == shapes[2]:
+            msg = "nodes, weights and residuals need the same shape"
+            raise ValueError(msg)
+        return self
 
 
 class Block(Part):
@@ -155,6 +178,14 @@ class Coupling(Part):
     blocks: list[str]
     frobenius: list[list[float]]
     stderr: list[list[float]]
+
+    @model_validator(mode="after")
+    def _square(self) -> "Coupling":
+        count = len(self.blocks)
+        if any([len(row) for row in rows] != [count] * count for rows in (self.frobenius, self.stderr)):
+            msg = "frobenius and stderr need a row and a column per block"
+            raise ValueError(msg)
+        return self
 
 
 class Gate(Part):

@@ -1,0 +1,163 @@
+"""Loading: find, check, place, read, check again."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from hesscli.checkpoint import soundness
+from hesscli.checkpoint.architecture import read_architecture
+from hesscli.checkpoint.checkpoint import Checkpoint
+from hesscli.checkpoint.identity import Identity, weights_sha256
+from hesscli.checkpoint.listing import names_in, weights_entry
+from hesscli.checkpoint.placement import Plan, check_map, check_room, decide
+from hesscli.checkpoint.quiet import in_short, quiet
+from hesscli.checkpoint.source import locate, parse
+from hesscli.checkpoint.weights import Weights, check_weights
+from hesscli.errors import DoesNotFitError, HessError, UnavailableError, UsageError
+from hesscli.events import OnEvent
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64, "auto": None}
+# Eager everywhere has a second derivative; sdpa has one under its MATH backend, fused kernels have none.
+_ATTENTION = {"auto": "eager", "eager": "eager", "sdpa": "sdpa"}
+
+
+def load_checkpoint(
+    model: str,
+    *,
+    revision: str | None,
+    dtype: str,
+    attention: str,
+    placement: str,
+    device_map: str | Mapping[str, Any] | None,
+    max_memory: Mapping[Any, int | str] | None,
+    trust_remote_code: bool,
+    allow_pickle: bool,
+    offline: bool,
+    on_event: OnEvent,
+) -> Checkpoint:
+    """The causal language model that `model` names, ready for second derivatives.
+
+    The weights are in `dtype`, finite, complete and resident; the model is in eval mode without a cache, with
+    attention and experts that can be differentiated twice. Files are checked and hashed before they are loaded,
+    and loading itself reads the local folder only: no request is made after the files were fetched.
+
+    Raises:
+        UsageError: an option is wrong, or the checkpoint is for another task.
+        UnavailableError: the checkpoint cannot be had, is damaged, unsafe, quantised or of an unknown architecture.
+        DoesNotFitError: it does not fit, or would be offloaded.
+    """
+    for field, value, allowed in (("dtype", dtype, _DTYPES), ("attn", attention, _ATTENTION)):
+        if value not in allowed:
+            raise _unknown(field, value, list(allowed))
+    plan = decide(placement, device_map=device_map, max_memory=max_memory)
+    source = locate(
+        parse(model, revision=revision),
+        allow_pickle=allow_pickle,
+        trust_remote_code=trust_remote_code,
+        offline=offline,
+        on_event=on_event,
+    )
+    entry = weights_entry(
+        names_in(source.folder, id=source.id),
+        id=source.id,
+        allow_pickle=allow_pickle,
+    )
+    config = read_architecture(source.folder, id=source.id, trust_remote_code=trust_remote_code)
+    weights = check_weights(source.folder / entry, id=source.id)
+    check_room(plan, needed=_bytes_needed(weights, _DTYPES[dtype]), id=source.id)
+    digest = weights_sha256(weights.files, on_event=on_event)
+    net, info = _read(
+        source.folder,
+        config=config,
+        id=source.id,
+        dtype=_DTYPES[dtype],
+        attention=_ATTENTION[attention],
+        plan=plan,
+        pickled=weights.pickled,
+        trust_remote_code=trust_remote_code,
+    )
+    check_map(plan, [name for name, _ in net.named_parameters()], id=source.id)
+    soundness.check_complete(net, info, id=source.id, on_event=on_event)
+    soundness.check_resident(net, id=source.id)
+    soundness.check_finite(net, id=source.id)
+    tied = soundness.check_ties(net, id=source.id)
+    soundness.prepare(net)
+    soundness.warn_of_kernels(net, on_event=on_event)
+    identity = Identity(
+        id=source.id,
+        revision=source.revision,
+        commit=source.commit,
+        weights_sha256=digest,
+        class_name=type(net).__name__,
+        num_parameters=sum(p.numel() for p in net.parameters()),
+        dtype=soundness.dtype_name(net),
+        attention=str(net.config._attn_implementation),
+        tied=tied,
+    )
+    return Checkpoint(net, identity, source.folder, trust_remote_code)
+
+
+def _unknown(field: str, value: str, allowed: list[str]) -> UsageError:
+    if field == "attn" and ("flash" in value or "flex" in value):
+        return UsageError("attn", f"'{value}' has no second derivative", "use --attn eager")
+    return UsageError(field, f"'{value}' is not supported", f"use one of {', '.join(allowed)}")
+
+
+def _bytes_needed(weights: Weights, dtype: torch.dtype | None) -> int:
+    if weights.elements is None or dtype is None:
+        return weights.stored_bytes
+    return weights.elements * dtype.itemsize
+
+
+def _read(
+    folder: Path,
+    *,
+    config: PreTrainedConfig,
+    id: str,
+    dtype: torch.dtype | None,
+    attention: str,
+    plan: Plan,
+    pickled: bool,
+    trust_remote_code: bool,
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    try:
+        with quiet():
+            return AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype or "auto",
+                attn_implementation=attention,
+                # The default, grouped_mm, has no forward derivative and no float64.
+                experts_implementation="eager",
+                device_map=plan.device_map,
+                max_memory=plan.max_memory,
+                use_safetensors=not pickled,
+                weights_only=True,
+                trust_remote_code=trust_remote_code,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,  # reported by name below, where the default prints a table and raises
+                output_loading_info=True,
+            )
+    except Exception as error:  # any of 400 architectures, or the checkpoint's own code
+        raise _explain(error, id=id, attention=attention, plan=plan) from error
+
+
+def _explain(error: Exception, *, id: str, attention: str, plan: Plan) -> HessError:
+    text = str(error).lower()
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
+        return DoesNotFitError(
+            "placement", f"no memory left while loading '{id}'", "use --dtype bfloat16 or more devices"
+        )
+    if attention != "eager" and ("attn_implementation" in text or "scaled_dot_product_attention" in text):
+        return UsageError("attn", f"'{attention}' is not supported by the architecture of '{id}'", "use --attn eager")
+    if plan.device is None and "offload" in text:
+        what = f"'{id}' would be offloaded from the devices given"
+        return DoesNotFitError("device_map", what, "raise --max-memory, use --dtype bfloat16, or add devices")
+    if plan.device is None and "device_map" in text:
+        return UsageError("device_map", f"it does not suit '{id}': {in_short(error)}", "use --device-map auto")
+    what = f"transformers {transformers.__version__} cannot load '{id}': {in_short(error)}"
+    return UnavailableError("model", what, "check the checkpoint, or try another version of transformers")

@@ -1,0 +1,127 @@
+"""The verbs that measure: density, topk, trace, blockdiag, and run for a recipe."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hesscli.cli.options import measuring_parameters, recipe_values, with_parameters
+from hesscli.cli.output import complain, progress_console, result_console, say
+from hesscli.errors import UntrustworthyError, UsageError
+from hesscli.recipe import PROBES
+from hesscli.recipe.document import Values, dump, load_recipe, parse_overrides, resolve
+
+Json = Annotated[bool, typer.Option("--json", help="the report and nothing else on stdout")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="the report's path only")]
+Force = Annotated[bool, typer.Option("--force", help="measure again where an equal run is there")]
+Strict = Annotated[bool, typer.Option("--strict", help="exit 4 unless every wanted pair converged")]
+Print = Annotated[bool, typer.Option("--print-config", help="show every value with its origin, measure nothing")]
+ReportFile = Annotated[str | None, typer.Option("--report", metavar="FILE", help="write the report here as well")]
+ModelArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="[MODEL[@REVISION]]", help="hub id, local folder, or demo [HESS_MODEL, else demo]"),
+]
+
+_WHAT = {
+    "density": "The spectral density: where the eigenvalues lie, with bounds.",
+    "topk": "The largest and smallest eigenvalues, each with its residual.",
+    "trace": "The trace, its part in each block, and the Frobenius norm.",
+    "blockdiag": "Does curvature stay within blocks? Relative error and cosine for each.",
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Put the measuring verbs on the app."""
+    for probe in PROBES:
+        app.command(probe, help=_WHAT[probe])(with_parameters(_verb(probe), measuring_parameters(probe)))
+    app.command("run", help="One recipe, with a.b=c to change a value and ~a.b to put it back to its default.")(_run)
+
+
+def _verb(probe: str) -> Any:
+    def command(
+        model: ModelArgument = None,
+        json: Json = False,
+        quiet: Quiet = False,
+        force: Force = False,
+        strict: Strict = False,
+        print_config: Print = False,
+        report: ReportFile = None,
+        **options: Any,
+    ) -> None:
+        layers = [("command", {"probe": probe}), *_model(model), ("flag", recipe_values(options))]
+        _measure(layers, json=json, quiet=quiet, force=force, strict=strict, print_config=print_config, copy=report)
+
+    return command
+
+
+def _run(
+    recipe: Annotated[str, typer.Argument(help="a YAML file")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[A.B=C ... ~A.B]")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    force: Force = False,
+    strict: Strict = False,
+    print_config: Print = False,
+    report: ReportFile = None,
+) -> None:
+    changed, removed = parse_overrides(overrides or [])
+    values = {path: value for path, value in load_recipe(Path(recipe)).items() if path not in removed}
+    layers: list[tuple[str, Values]] = [("recipe", values), ("override", changed)]
+    _measure(layers, json=json, quiet=quiet, force=force, strict=strict, print_config=print_config, copy=report)
+
+
+def _model(argument: str | None) -> list[tuple[str, Values]]:
+    if argument is not None:
+        return [("argument", {"model.id": argument})]
+    if os.environ.get("HESS_MODEL"):
+        return [("HESS_MODEL", {"model.id": os.environ["HESS_MODEL"]})]
+    complain("no MODEL given: using demo, the embedded checkpoint")
+    return []
+
+
+def _measure(
+    layers: list[tuple[str, Values]],
+    *,
+    json: bool,
+    quiet: bool,
+    force: bool,
+    strict: bool,
+    print_config: bool,
+    copy: str | None,
+) -> None:
+    recipe, origins = resolve(layers)
+    if print_config:
+        say(dump(recipe, origins).rstrip())
+        return
+    if copy is not None and not Path(copy).absolute().parent.is_dir():
+        raise UsageError("report", f"{str(Path(copy).parent)!r} is not a folder", "make it first")
+    from hesscli.report.document import dumps
+    from hesscli.run.progress import ProgressListener
+    from hesscli.run.session import run
+
+    console = progress_console()
+    with ProgressListener(console, quiet=quiet or json) as listener:
+        outcome = run(recipe, force=force, on_event=listener)
+    path = outcome.folder / "report.json"
+    if copy is not None:
+        shutil.copyfile(path, copy)
+    if json:
+        say(dumps(outcome.report).rstrip())
+    elif quiet:
+        say(str(path))
+    else:
+        from hesscli.report.terminal import render
+
+        render(outcome.report, result_console())
+        say(f"report  {path}")
+        for name in outcome.report.artifacts:
+            if name.endswith(".png"):
+                say(f"figure  {outcome.folder / name}")
+    _verdict(outcome.report.status, outcome.report.status_text, strict=strict)
+
+
+def _verdict(status: str, text: str, *, strict: bool) -> None:
+    if status == "untrustworthy" or (status == "not_converged" and strict):
+        raise UntrustworthyError("status", f"{status.replace('_', ' ')}: {text}")

@@ -1,0 +1,28 @@
+"""The streams: the result to stdout, everything else to stderr."""
+
+import os
+import sys
+
+from rich.console import Console
+
+
+def progress_console() -> Console:
+    """Stderr. No colour where NO_COLOR is set or it is not a terminal."""
+    return Console(stderr=True, soft_wrap=True)
+
+
+def result_console() -> Console:
+    """Stdout. Piped, it is COLUMNS or 80 wide and without colour."""
+    if sys.stdout.isatty():
+        return Console()
+    return Console(width=int(os.environ.get("COLUMNS", "") or 80) if os.environ.get("COLUMNS", "80").isdigit() else 80)
+
+
+def say(text: str) -> None:
+    """A line of the result."""
+    print(text)
+
+
+def complain(text: str) -> None:
+    """A line that is not the result."""
+    print(text, file=sys.stderr)

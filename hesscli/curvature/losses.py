@@ -1,0 +1,45 @@
+"""The loss of a batch as a sum over its terms; the division by their global number is made elsewhere, once."""
+
+from contextlib import AbstractContextManager
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from hesscli.data.slice import IGNORED, Batch
+
+_CHUNK = 4096  # positions whose logits are brought to float32 at a time
+
+
+def cross_entropy_terms(model: nn.Module, batch: Batch, input_device: torch.device) -> torch.Tensor:
+    """The cross-entropy in nats at each position, (rows, length) in float32 or wider; 0 where there is no term.
+
+    The model's own loss is not used: it is a mean over the batch, may add auxiliary terms, and is float32
+    even for a float64 model.
+    """
+    inputs = {name: value.to(input_device) for name, value in batch.inputs.items()}
+    logits = model(**inputs, use_cache=False).logits
+    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    targets = batch.targets.to(logits.device).flatten()
+    flat = logits.flatten(0, 1)
+    terms = [
+        functional.cross_entropy(
+            flat[start : start + _CHUNK].to(wide),
+            targets[start : start + _CHUNK],
+            reduction="none",
+            ignore_index=IGNORED,
+        )
+        for start in range(0, targets.numel(), _CHUNK)
+    ]
+    return torch.cat(terms).view(batch.targets.shape)
+
+
+def twice_differentiable_attention() -> AbstractContextManager[None]:
+    """A context in which scaled dot product attention takes the one path that has second derivatives.
+
+    The fused kernels have no double backward and no forward mode; the restriction must cover the forward
+    pass and both backward passes.
+    """
+    context: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
+    return context

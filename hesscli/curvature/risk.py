@@ -1,0 +1,83 @@
+"""The empirical risk: a model's mean loss over the terms of a slice. The batch loop is written here, once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from hesscli.curvature.losses import cross_entropy_terms, twice_differentiable_attention
+from hesscli.data.slice import IGNORED, Batch
+from hesscli.linalg.space import ParameterSpace, ParameterVector
+
+
+@dataclass(frozen=True, slots=True)
+class LossValue:
+    """The mean loss in nats per term."""
+
+    value: float
+    stderr: float | None
+    """One standard error over rows, None for a single row."""
+
+
+class EmpiricalRisk:
+    """A model's loss on batches: terms are summed, and divided once by their global number.
+
+    So neither batch size nor padding nor the order of rows changes the answer. Only the selected parameters
+    take part in derivatives; the others are constants.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[Batch],
+        *,
+        names: Sequence[str],
+        parameters: Sequence[nn.Parameter],
+        input_device: torch.device,
+    ) -> None:
+        self.model, self.batches, self.input_device = model, tuple(batches), input_device
+        self.parameters = tuple(parameters)
+        self.space = ParameterSpace(names, parameters)
+        self.num_terms = sum(b.num_terms for b in batches)
+        chosen = {id(p) for p in parameters}
+        for p in model.parameters():
+            p.requires_grad_(id(p) in chosen)
+
+    def batch_loss(self, batch: Batch) -> torch.Tensor:
+        """The sum of the loss over one batch's terms, with a graph."""
+        return cross_entropy_terms(self.model, batch, self.input_device).sum()
+
+    def loss(self) -> LossValue:
+        """The mean loss and its standard error over rows: one forward pass."""
+        sums, counts = [], []
+        with torch.no_grad(), twice_differentiable_attention():
+            for batch in self.batches:
+                terms = cross_entropy_terms(self.model, batch, self.input_device)
+                sums.append(terms.sum(dim=1, dtype=torch.float64).cpu().numpy())
+                counts.append((batch.targets != IGNORED).sum(dim=1).numpy())
+        total, count = np.concatenate(sums), np.concatenate(counts)
+        value = float(total.sum() / count.sum())
+        if len(total) < 2:
+            return LossValue(value, None)
+        deviations = total - value * count
+        spread = float(np.sqrt(np.square(deviations).sum() * len(total) / (len(total) - 1)))
+        return LossValue(value, spread / float(count.sum()))
+
+    def gradient(self) -> ParameterVector:
+        """The gradient of the mean loss: one forward and one backward pass, one vector."""
+        total = self.space.zeros()
+        with twice_differentiable_attention():
+            for batch in self.batches:
+                grads = torch.autograd.grad(self.batch_loss(batch), self.parameters, allow_unused=True)
+                add_into(total, grads)
+        self.space.scale(1.0 / self.num_terms, total)
+        return total
+
+
+def add_into(total: ParameterVector, parts: Sequence[torch.Tensor | None]) -> None:
+    """Add the parts that exist; a parameter that the loss does not reach has none."""
+    for t, part in zip(total, parts, strict=True):
+        if part is not None:
+            t.add_(part.to(t.dtype))

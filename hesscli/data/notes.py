@@ -1,0 +1,56 @@
+"""What a reader of the figures must know about a slice: (code, text) for the report."""
+
+from hesscli.data.tokens import Packed
+
+Note = tuple[str, str]
+
+
+def fewer(name: str, available: int, limit: int, left_over: int = 0) -> list[Note]:
+    """The data set ended before the slice was full."""
+    if available >= limit:
+        return []
+    rest = f"; {_count(left_over, 'token')} at its end left over" if left_over else ""
+    return [("fewer-sequences", f"{name} gives {_count(available, 'sequence')} of the {limit} asked for{rest}")]
+
+
+def short(length: int, max_length: int) -> list[Note]:
+    """The text fills not even one sequence."""
+    if length >= max_length:
+        return []
+    return [("short-sequence", f"the text holds {_count(length, 'token')}, fewer than one sequence of {max_length}")]
+
+
+def passed_over(passed: int) -> list[Note]:
+    """Rows that hold no loss term were left out."""
+    if not passed:
+        return []
+    return [("rows-without-loss", f"{_count(passed, 'row')} without a loss term took no part")]
+
+
+def cut(num_cut: int, length: int) -> list[Note]:
+    """Rows of text were longer than a sequence."""
+    if not num_cut:
+        return []
+    return [("truncated-rows", f"{_count(num_cut, 'row')} of text cut to {length} tokens")]
+
+
+def borders(packed: Packed, has_eos: bool) -> list[Note]:
+    """Documents share rows: what attends to what, and whether a token stands between them."""
+    if packed.num_documents < 2:
+        return []
+    text = f"{packed.num_documents} documents are packed end to end, and attention crosses their borders"
+    notes = [("packed-documents", text)]
+    if not has_eos:
+        notes.append(("no-eos-token", "the tokenizer has no eos token: nothing stands between packed documents"))
+    return notes
+
+
+def unused(columns: tuple[str, ...]) -> list[Note]:
+    """A column that would change what the model computes is not read."""
+    if "position_ids" not in columns:
+        return []
+    return [("unused-column", "the column position_ids is not used: positions count from the row's start")]
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"

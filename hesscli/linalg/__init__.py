@@ -1,0 +1,1 @@
+"""Algebra over spaces of vectors; it knows nothing of models."""

@@ -1,0 +1,95 @@
+"""Does the matrix act within blocks? The test of arXiv 2602.00816, section 6, and all block norms with it.
+
+For a probe v and a block b: (Hv)_b, what the whole matrix gives there, against (H v_b)_b, what the diagonal
+block alone would give. With E||(H v_b)_a||^2 = ||H_ab||_F^2 the same products give every block's norm.
+"""
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from hesscli.events import Advanced, Finished, OnEvent, Started
+from hesscli.linalg.operator import LinearOperator
+from hesscli.linalg.statistics import Estimate, mean_estimate, ratio_estimate
+
+V = TypeVar("V")
+
+
+@dataclass(frozen=True, slots=True)
+class BlockDiagonal:
+    """Figures by probe and block, and the norms of all blocks."""
+
+    relative_errors: np.ndarray
+    """(probes, blocks): ||(Hv)_b - (H v_b)_b|| / ||(Hv)_b||; 0 where curvature stays within the block."""
+    cosines: np.ndarray
+    """(probes, blocks): between (Hv)_b and (H v_b)_b; about 1/sqrt(B) where there is no block structure."""
+    squared_norms: np.ndarray
+    """(probes, B, B): ||(H v_b)_a||^2 at [a, b], an unbiased draw of ||H_ab||_F^2."""
+    linearity: np.ndarray
+    """(probes,): ||Hv - sum_b H v_b|| / ||Hv||; 0 but for the product's own noise."""
+
+    @property
+    def off_block_fraction(self) -> Estimate:
+        """The share of ||H||_F^2 outside the diagonal blocks, a ratio of means over probes."""
+        whole = self.squared_norms.sum(axis=(1, 2))
+        inside = np.trace(self.squared_norms, axis1=1, axis2=2)
+        return ratio_estimate(whole - inside, whole)
+
+    def coupling(self) -> tuple[np.ndarray, np.ndarray]:
+        """||H_ab||_F symmetrised and one standard error of it, (B, B) each.
+
+        The draws from v_a and from v_b are independent, so the off-diagonal variance halves.
+        """
+        draws = (self.squared_norms + self.squared_norms.transpose(0, 2, 1)) / 2
+        mean = draws.mean(axis=0)
+        norms = np.sqrt(mean)
+        count = draws.shape[0]
+        error = draws.std(axis=0, ddof=1) / np.sqrt(count) if count > 1 else np.full_like(mean, np.nan)
+        return norms, error / np.maximum(2 * norms, 1e-300)
+
+    def mean_relative_error(self) -> Estimate:
+        """Mean over blocks, interval over probes."""
+        return mean_estimate(self.relative_errors.mean(axis=1))
+
+    def mean_cosine(self) -> Estimate:
+        """Mean over blocks, interval over probes."""
+        return mean_estimate(self.cosines.mean(axis=1))
+
+
+def blockdiag(
+    operator: LinearOperator[V], *, blocks: list[frozenset[int]], probes: int, seed: int, on_event: OnEvent
+) -> BlockDiagonal:
+    """Probes v of independent signs, B + 1 products each. Holds 4 vectors.
+
+    Raises FloatingPointError where a product is not finite.
+    """
+    space, count = operator.space, len(blocks)
+    relative, cosine = np.empty((probes, count)), np.empty((probes, count))
+    squares, linearity = np.empty((probes, count, count)), np.empty(probes)
+    members = [sorted(block) for block in blocks]
+    on_event(Started("blockdiag", probes * (count + 1)))
+    for i in range(probes):
+        v = space.random("rademacher", seed=seed, index=i)
+        whole = operator.matvec(v)
+        whole_squares = space.inners(whole, whole)
+        if not np.isfinite(whole_squares.sum()):
+            msg = "a product is not finite"
+            raise FloatingPointError(msg)
+        rest = space.copy(whole)
+        for b, block in enumerate(blocks):
+            masked = operator.matvec(space.restrict(v, block))
+            own, cross = space.inners(masked, masked), space.inners(whole, masked)
+            squares[i, :, b] = [own[m].sum() for m in members]
+            space.axpy(-1.0, masked, rest)
+            inside, total, both = own[members[b]].sum(), whole_squares[members[b]].sum(), cross[members[b]].sum()
+            # ||x - y||^2 from its three inner products would lose what a relative error near 0 consists of.
+            space.axpy(-1.0, whole, masked)
+            difference = space.inners(masked, masked)[members[b]].sum()
+            relative[i, b] = np.sqrt(difference / total) if total > 0 else np.nan
+            cosine[i, b] = both / np.sqrt(inside * total) if inside > 0 and total > 0 else np.nan
+            on_event(Advanced("blockdiag", i * (count + 1) + b + 2))
+        norm = np.sqrt(whole_squares.sum())
+        linearity[i] = space.norm(rest) / norm if norm > 0 else 0.0
+    on_event(Finished("blockdiag"))
+    return BlockDiagonal(relative, cosine, squares, linearity)

@@ -1,0 +1,31 @@
+"""The CSV beside a figure."""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Named columns of numbers and words; None is an empty cell."""
+
+    name: str
+    columns: list[str]
+    rows: list[list[float | int | str | bool | None]]
+
+
+def write_table(table: Table, folder: Path) -> str:
+    """Write `<name>.csv` into the folder and return its name; numbers keep all their digits."""
+    with (folder / f"{table.name}.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(table.columns)
+        writer.writerows([[_cell(value) for value in row] for row in table.rows])
+    return f"{table.name}.csv"
+
+
+def _cell(value: float | int | str | bool | None) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return repr(float(value))
+    return "" if value is None else str(value)

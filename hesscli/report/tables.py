@@ -1,0 +1,87 @@
+"""The tables of a report in the terminal. Cells are plain text: a name with brackets is not markup."""
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from hesscli.report.figures.stems import ends
+from hesscli.report.interval import arms, known_parts, main_source
+from hesscli.report.rounding import apart, significant, with_error
+from hesscli.report.schema import Metric, Report
+from hesscli.report.words import DASH, thousands
+
+# More rows than this and the rest is left to the report.
+MOST = 40
+
+
+def metric_table(report: Report) -> Table:
+    """Return metric, value, interval and the main source of its error."""
+    table = _table("metric", "value", "± 95 %", "main source of error")
+    for name, metric in report.metrics.items():
+        value, error, source = metric_cells(metric)
+        table.add_row(*map(Text, (name, value, error, source)))
+    return table
+
+
+def metric_cells(metric: Metric) -> tuple[str, str, str]:
+    """Return (value, interval, main source of error), a dash for each that is not there and the reason last."""
+    if metric.value is None:
+        return DASH, DASH, metric.reason or "no value"
+    found = arms(metric)
+    if found is None:
+        return significant(metric.value, 3), DASH, metric.reason or "no interval: error not measured"
+    below, above = found
+    value, error = apart(metric.value, max(found))
+    if abs(above - below) > 0.2 * max(found):
+        error = f"+{above:.2g} −{below:.2g}"  # noqa: RUF001 - a minus sign
+    source = main_source(metric.errors)
+    if source is None:
+        return value, error, "parts not measured"
+    name, size = source
+    only = ", only one known" if len(known_parts(metric.errors)) == 1 else ""
+    return value, error, f"{name} ({significant(size, 2)}){only}"
+
+
+def pair_table(report: Report) -> Table:
+    """Return the eigenpairs from high to low; one that has not converged says so in words."""
+    table = _table("eigenpair", "value", "± bar", "residual", "converged")
+    above, below = ends(report.eigenpairs)
+    indices = [*range(1, len(above) + 1), *range(-len(below), 0)]
+    for index, pair in list(zip(indices, [*above, *reversed(below)], strict=True))[: 2 * MOST]:
+        value, bar = apart(pair.value, pair.bar if pair.bar is not None else pair.residual)
+        converged = Text("yes") if pair.converged else Text("NO", style="bold")
+        cells = (_signed(index), value, DASH if pair.bar is None else bar, f"{pair.residual:.1e}")
+        table.add_row(*map(Text, cells), converged)
+    return table
+
+
+def block_table(report: Report) -> Table:
+    """Return a row per block with its figures."""
+    names = [name for name in ("relative_error", "cosine", "trace") if any(name in b.metrics for b in report.blocks)]
+    table = _table("block", "parameters", *[name.replace("_", " ") for name in names])
+    for block in report.blocks[:MOST]:
+        cells = [_cell(block.metrics.get(name)) for name in names]
+        table.add_row(*map(Text, (block.name, thousands(block.num_parameters), *cells)))
+    if len(report.blocks) > MOST:
+        table.add_row(Text(f"and {len(report.blocks) - MOST} more in the report"))
+    return table
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column(first, no_wrap=first == "metric", overflow="fold")
+    for name in others:
+        words = name in ("main source of error", "converged")
+        table.add_column(name, justify="left" if words else "right", no_wrap=not words, overflow="fold")
+    return table
+
+
+def _cell(metric: Metric | None) -> str:
+    if metric is None or metric.value is None:
+        return DASH
+    found = arms(metric)
+    return with_error(metric.value, None if found is None else max(found))
+
+
+def _signed(index: int) -> str:
+    return str(index).replace("-", "\N{MINUS SIGN}")

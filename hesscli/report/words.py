@@ -1,0 +1,65 @@
+"""What was measured, in words: the lines over every figure and every table."""
+
+import re
+
+from hesscli.report.schema import Report
+
+DASH = "\N{EM DASH}"
+KIND = {"hessian": "Hessian", "ggn": "generalised Gauss-Newton", "fisher": "Fisher"}
+
+
+def headline(report: Report) -> str:
+    """Return `MODEL@REVISION`, with a commit cut to eight digits."""
+    revision = report.model.revision or report.model.commit
+    if revision and re.fullmatch(r"[0-9a-f]{40}", revision):
+        revision = revision[:8]
+    return f"{report.model.id}@{revision}" if revision else report.model.id
+
+
+def settings(report: Report) -> str:
+    """Return operator, parameters, tokens, dtype and the size of the estimate in one line."""
+    parts = [
+        KIND[report.operator.kind],
+        f"{thousands(report.model.num_selected)} parameters",
+        f"{thousands(report.data.tokens)} tokens",
+        report.model.dtype,
+        *_effort(report),
+    ]
+    return " · ".join(parts)
+
+
+def distrust(report: Report) -> str:
+    """Return what a report with a status other than ok says about itself."""
+    name = {"not_converged": "NOT CONVERGED", "untrustworthy": "NOT TRUSTWORTHY", "ok": "ok"}[report.status]
+    return f"{name}: {report.status_text}" if report.status_text else name
+
+
+def thousands(number: int) -> str:
+    """Return the number with commas between its thousands."""
+    return f"{number:,}"
+
+
+def percent(share: float) -> str:
+    """Return a share as per cent, never rounded up to a whole or down to nothing."""
+    if share in (0.0, 1.0):
+        return f"{100 * share:.0f} %"
+    if share < 0.001:
+        return "under 0.1 %"
+    if share > 0.999:
+        return "over 99.9 %"
+    return f"{100 * share:.2g} %" if share < 0.995 else f"{100 * share:.1f} %"
+
+
+def plural(number: int, noun: str) -> str:
+    """Return `1 probe`, `2 probes`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _effort(report: Report) -> list[str]:
+    if report.spectrum is not None:
+        rows = report.spectrum.nodes
+        return [f"{plural(len(rows), 'probe')} \N{MULTIPLICATION SIGN} {plural(max(map(len, rows)), 'step')}"]
+    probes = report.estimator.get("probes")
+    if isinstance(probes, int) and report.command in ("trace", "blockdiag"):
+        return [plural(probes, "probe")]
+    return [f"{report.cost.matvecs} products"] if report.cost.matvecs else []

@@ -1,0 +1,75 @@
+"""The block-diagonal test as metrics, blocks and a coupling matrix."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from hesscli.curvature.selection import Block
+from hesscli.linalg.space import ParameterSpace
+from hesscli.linalg.statistics import Estimate, mean_estimate
+from hesscli.probes.blockdiag import BlockDiagonal
+from hesscli.report import schema
+from hesscli.run.metrics import Metrics, root, sampled
+
+# Above this the products' own noise is as large as what the test looks for: no verdict is printed.
+LINEARITY_LIMIT = 0.05
+
+
+def blockdiag_metrics(result: BlockDiagonal, *, noise: float) -> Metrics:
+    """Means over blocks with intervals over probes, their spread, and the share of ||H||_F^2 outside blocks."""
+    count = int(np.isfinite(result.relative_errors).all(axis=0).sum())
+    out = {
+        "relative_error": _over_blocks(result.relative_errors, noise),
+        "cosine": _over_blocks(result.cosines, noise),
+        "relative_error_std": _spread(result.relative_errors),
+        "cosine_std": _spread(result.cosines),
+        "off_block_fraction": sampled(result.off_block_fraction, precision=2 * noise),
+        "frobenius_norm": root(sampled(mean_estimate(result.squared_norms.sum(axis=(1, 2))), precision=0.0)),
+    }
+    for metric in out.values():
+        metric.n["blocks"] = count
+    return out
+
+
+def blockdiag_blocks(
+    result: BlockDiagonal, blocks: Sequence[Block], space: ParameterSpace, *, noise: float
+) -> list[schema.Block]:
+    """Relative error and cosine of each block, means over probes."""
+    return [
+        schema.Block(
+            name=block.name,
+            num_parameters=sum(space.numels[p] for p in block.parts),
+            metrics={
+                "relative_error": sampled(mean_estimate(result.relative_errors[:, i]), precision=noise),
+                "cosine": sampled(mean_estimate(result.cosines[:, i]), precision=noise),
+            },
+        )
+        for i, block in enumerate(blocks)
+    ]
+
+
+def coupling(result: BlockDiagonal, blocks: Sequence[Block]) -> schema.Coupling | None:
+    """||H_ab||_F between blocks; None for a single probe, whose error is not known."""
+    norms, errors = result.coupling()
+    if not np.isfinite(errors).all():
+        return None
+    return schema.Coupling(blocks=[b.name for b in blocks], frobenius=norms.tolist(), stderr=errors.tolist())
+
+
+def _over_blocks(figures: np.ndarray, noise: float) -> schema.Metric:
+    alive = np.isfinite(figures).all(axis=0)
+    if not alive.any():
+        return schema.Metric(value=None, reason="the product is zero in every block")
+    return sampled(mean_estimate(figures[:, alive].mean(axis=1)), precision=noise)
+
+
+def _spread(figures: np.ndarray) -> schema.Metric:
+    """The standard deviation over blocks and probes together; its own error as for normal draws."""
+    draws = figures[np.isfinite(figures)]
+    if draws.size < 2:
+        return schema.Metric(value=None, reason="fewer than two draws have no spread")
+    value = float(draws.std(ddof=1))
+    stderr = value / float(np.sqrt(2 * (draws.size - 1)))
+    return sampled(
+        Estimate(value, stderr, (max(0.0, value - 2 * stderr), value + 2 * stderr), draws.size), precision=0.0
+    )

@@ -1,0 +1,43 @@
+"""What a run ran on: versions and devices, no names of hosts, users or paths."""
+
+import platform
+import resource
+import sys
+from importlib.metadata import version
+
+import torch
+
+from hesscli import __version__
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """Versions of what can change a figure."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "hess": __version__,
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+        "datasets": version("datasets"),
+        "python": platform.python_version(),
+        "device": f"{device.type} {name}".strip(),
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def peak_bytes() -> dict[str, int]:
+    """The most memory that this process has held so far: resident set on the host, allocations on GPUs."""
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
+    peaks = {"cpu": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            peaks[f"cuda:{i}"] = torch.cuda.max_memory_allocated(i)
+    return peaks
+
+
+def exact_arithmetic() -> None:
+    """Switch off the reduced precision of float32 matrix products: TF32 leaves three digits of a product.
+
+    Only the new names of the switches are touched: mixing them with the old ones raises.
+    """
+    for backend in (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn):
+        backend.fp32_precision = "ieee"  # type: ignore[union-attr]

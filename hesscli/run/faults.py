@@ -1,0 +1,38 @@
+"""What goes wrong below, in words that a user can act on."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from hesscli.errors import DoesNotFitError, UsageError
+
+
+@contextmanager
+def as_hess_error() -> Iterator[None]:
+    """Turn a lack of memory, a full disk, or an operation without a second derivative into one clear line."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise _no_memory() from error
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise UsageError("output.dir", "the disk is full", "give another folder with -o") from error
+        raise
+    except RuntimeError as error:
+        text = str(error)
+        if "can't allocate memory" in text or "out of memory" in text.lower():
+            raise _no_memory() from error
+        if "is not implemented" in text and "derivative for" in text:
+            operation = text.partition("derivative for ")[2].split(" ")[0]
+            raise UsageError(
+                "operator.product", f"{operation} has no second derivative in this torch", "use --attn eager"
+            ) from error
+        raise
+
+
+def _no_memory() -> DoesNotFitError:
+    return DoesNotFitError(
+        "memory", "the product does not fit", "lower --batch-size, --max-length or --limit, or use --dtype bfloat16"
+    )
