@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from hesscli.checkpoint.placement import available_bytes
+from hesscli.checkpoint.memory import available_bytes
 from hesscli.curvature.double_backward import HessianOperator
 from hesscli.curvature.risk import EmpiricalRisk
 

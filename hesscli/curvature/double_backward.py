@@ -25,13 +25,14 @@ class _Graph:
 class HessianOperator:
     """The Hessian of a risk over its selected parameters.
 
-    With `keep_graph` the first backward of every batch is made once. It is void after any change of a weight
-    in place: torch then raises rather than return a wrong product.
+    With `keep_graph` the first backward of every batch is made once, and again after a weight was changed in
+    place: torch itself notices that only for weights that the graph has saved, which an embedding is not.
     """
 
     def __init__(self, risk: EmpiricalRisk, *, keep_graph: bool) -> None:
         self.risk, self.keep_graph = risk, keep_graph
         self._graphs: dict[int, _Graph] = {}
+        self._versions: tuple[int, ...] = ()
 
     @property
     def space(self) -> ParameterSpace:
@@ -45,6 +46,10 @@ class HessianOperator:
     def matvecs(self, vs: Sequence[ParameterVector]) -> list[ParameterVector]:
         """H v for k vectors: 1 + 2k gradients, or 2k with the graph kept. Holds k results."""
         totals = [self.space.zeros() for _ in vs]
+        versions = tuple(p._version for p in self.risk.model.parameters())
+        if versions != self._versions:
+            self._graphs.clear()
+            self._versions = versions
         with twice_differentiable_attention():
             for i in range(len(self.risk.batches)):
                 graph = self._graph(i)

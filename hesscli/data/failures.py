@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from textwrap import shorten
 
 from hesscli.errors import HessError, UnavailableError, UsageError
 
@@ -33,7 +34,7 @@ def translated(origin: Origin) -> Iterator[None]:
 
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0].rstrip(" .;:") if lines else type(error).__name__
+    return shorten(lines[0], 200, placeholder=" ...").rstrip(" .;:") if lines else type(error).__name__
 
 
 def _of_configuration(error: Exception, origin: Origin) -> HessError | None:
@@ -70,11 +71,11 @@ def _of_hub(error: Exception, origin: Origin) -> HessError:
         remedy = f"run `hf download --repo-type dataset {name}` where there is a network, or give a local file"
         at = f" at revision {origin.revision!r}" if origin.revision else ""
         return UnavailableError("dataset", f"{name!r}{at} is not cached and hess is offline", remedy)
-    if kinds & {"DataFilesNotFoundError", "EmptyDatasetError"}:
-        return UnavailableError("dataset", f"{name!r} holds no files that datasets can read", "give a local file")
     if kinds & {"DatasetNotFoundError", "RepositoryNotFoundError"}:
         what = f"{name!r} is no file or folder here and no data set on the hub that can be seen"
         return UnavailableError("dataset", what, "check the spelling, or set HF_TOKEN if it is private")
+    if isinstance(error, FileNotFoundError):
+        return UnavailableError("dataset", f"{name!r} holds no files that datasets can read", "give a local file")
     # Connection failures come as OSError from the hub's client and as HTTPError from the ones below it.
     if kinds & {"OSError", "HTTPError", "HfHubHTTPError", "ClientError", "TimeoutException", "TimeoutError"}:
         what = f"{name!r} is no file or folder here and cannot be fetched: {_first_line(error)}"

@@ -52,7 +52,7 @@ def find_local(dataset: str) -> LocalData | None:
         return _folder(path, dataset)
     if path.is_file():
         return _file(path)
-    if path.exists():
+    if dataset and path.exists():
         raise UsageError("dataset", f"{path.name} is neither a file nor a folder", f"give a {EXTENSIONS} file")
     written_as_path = dataset.startswith((".", "/", "~")) or dataset.endswith("/") or dataset.count("/") > 1
     if written_as_path or "\\" in dataset or kind_of(path) is not None:

@@ -90,7 +90,10 @@ def _read(first: Row, rest: Iterator[Row], origin: Origin) -> Generator[Row, Non
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the bars and log lines of `datasets`: its failures are reported once, as one line of ours."""
+    """Without the bars and log lines of `datasets`, whose failures are reported once, as one line of ours.
+
+    Nor is each read counted at a server, which `datasets` does for local files too: a file needs no network.
+    """
     import datasets
     import huggingface_hub.utils as hub
 
@@ -98,6 +101,8 @@ def quiet() -> Iterator[None]:
         for log, most in ((datasets.logging, datasets.logging.CRITICAL), (hub.logging, hub.logging.ERROR)):
             stack.callback(log.set_verbosity, log.get_verbosity())
             log.set_verbosity(most)
+        stack.callback(setattr, datasets.config, "HF_UPDATE_DOWNLOAD_COUNTS", datasets.config.HF_UPDATE_DOWNLOAD_COUNTS)
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
         for bars in (datasets, hub):
             if not bars.are_progress_bars_disabled():
                 stack.callback(bars.enable_progress_bars)

@@ -21,7 +21,7 @@ PRESETS: dict[str, dict[str, dict[str, int]]] = {
         "blockdiag": {"probes": 2},
     },
     "standard": {
-        "density": {"probes": 5, "steps": 60},
+        "density": {"probes": 4, "steps": 50},
         "topk": {"steps": 100},
         "trace": {"probes": 32},
         "blockdiag": {"probes": 5},

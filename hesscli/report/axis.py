@@ -39,7 +39,7 @@ def gap_at_zero(spectrum: Spectrum, floor: float) -> float:
         elif above.size or below.size:
             side = np.sort(above if above.size else below)
             gaps.append(max(side[0], np.diff(side[:2], append=side[0])[0] / 2))
-    return float(max(np.median(gaps), floor * largest)) if gaps else floor * largest
+    return float(np.median(gaps)) if gaps else floor * largest
 
 
 def decades(low: float, high: float, scale: float, count: int = 9) -> tuple[list[float], list[float]]:

@@ -37,14 +37,14 @@ def _print(report: Report, console: "Console") -> None:
     from hesscli.report.tables import block_table, metric_table, pair_table
 
     def line(text: str, style: str = "") -> None:
-        console.print(Text(text, style=style), highlight=False)
+        for piece in _wrapped(text, console.width):
+            console.print(Text(piece, style=style), highlight=False)
 
     line(f"{headline(report)}  {report.model.class_name}", "bold")
     for text in _measured(report):
         line(text)
     console.print()
-    for text in _wrapped(sentence(report), console.width):
-        line(text, "" if report.status == "ok" else "bold red")
+    line(sentence(report), "" if report.status == "ok" else "bold red")
     for table in (
         metric_table(report) if report.metrics else None,
         pair_table(report) if report.eigenpairs else None,

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from hesscli.checkpoint.placement import available_bytes
+from hesscli.checkpoint.memory import available_bytes
 from hesscli.curvature.preflight import Preflight
 from hesscli.events import OnEvent, Warned
 from hesscli.linalg.space import ParameterSpace

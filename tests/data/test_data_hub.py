@@ -1,6 +1,11 @@
-"""The hub itself is not reached: `datasets` is made to raise what it raises, and a cache is laid out by hand."""
+"""The hub itself is not reached.
 
+A server on this machine refuses as the hub does, `datasets` is made to raise the rest, and a cache is laid out by hand.
+"""
+
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib import import_module
+from threading import Thread
 
 import datasets
 import pytest
@@ -44,6 +49,7 @@ FAILURES = {
     ),
     "timeout": (http.ConnectTimeout("timed out"), 6, ["cannot be fetched: timed out"]),
     "no data files": (DataFilesNotFoundError("No (supported) data files found in org/name"), 6, ["holds no files"]),
+    "files that are gone": (FileNotFoundError("no file at /home/x. No file at org/name either"), 6, ["holds no files"]),
     "configuration left out": (
         ValueError("Config name is missing.\nPlease pick one among the available configs: ['de', 'en']\nExample"),
         2,
@@ -84,16 +90,70 @@ def test_what_datasets_raises_is_one_line_with_an_exit_code(monkeypatch, online,
     assert error.__cause__ is raised
 
 
+@pytest.fixture
+def hub(tmp_path, monkeypatch, online):
+    """A server whose every answer is the (status, X-Error-Code) that the returned list holds."""
+    answer = []
+
+    class Refuse(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            status, code = answer
+            self.send_response(status)
+            self.send_header("X-Error-Code", code)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def do_GET(self):
+            self.do_HEAD()
+
+        def log_message(self, *_args):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Refuse)
+    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    yield answer
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "words"),
+    [
+        (404, "RepoNotFound", "is no file or folder here and no data set on the hub"),
+        (401, "RepoNotFound", "is no file or folder here and no data set on the hub"),
+        (403, "GatedRepo", "is gated; ask for access"),
+        (401, "GatedRepo", "is gated; ask for access"),
+        (404, "RevisionNotFound", "has no revision 'v9'"),
+        (418, "", "cannot be fetched"),
+    ],
+)
+def test_a_refusal_of_the_hub_is_exit_6(hub, capfd, status, code, words):
+    hub[:] = status, code
+    error = refused(revision="v9")
+    assert error.exit_code == 6
+    assert words in str(error), str(error)
+    assert "\n" not in str(error)
+    assert capfd.readouterr() == ("", "")
+
+
 class Builder:
-    """What `load_dataset_builder` returns, as far as it is used."""
+    """What `load_dataset_builder` returns, as far as it is used, and its one split."""
 
     hash = COMMIT
 
     def __init__(self, rows):
         self.rows = rows
 
+    column_names = None
+
     def as_streaming_dataset(self):
-        return {"train": datasets.IterableDataset.from_generator(self.rows)}
+        return {"train": self}
+
+    def __iter__(self):
+        return self.rows()
 
 
 def test_a_failure_in_the_middle_of_the_stream_is_translated(monkeypatch, online):

@@ -116,6 +116,7 @@ def test_an_unconverged_pair_says_no():
 def test_many_blocks_are_listed_up_to_a_limit():
     text = printed(known_reports.blockdiag_report(60))
     assert "model.layers.38" in text
+    assert "model.layers.39" not in text
     assert "and 20 more in the report" in text
 
 
@@ -123,9 +124,12 @@ def test_a_name_with_brackets_is_not_markup():
     report = known_reports.trace_report(2)
     report.model.id = "org/[bold]model[/bold]"
     report.blocks[0].name = "h[red]0"
+    report.metrics["trace"] = known_reports.metric(None)
+    report.metrics["trace"].reason = "no figure [for] this"
     text = printed(report)
     assert "org/[bold]model[/bold]" in text
     assert "h[red]0" in text
+    assert "no figure [for] this" in text
 
 
 def test_warnings_are_printed():

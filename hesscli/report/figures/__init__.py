@@ -33,6 +33,7 @@ def draw(report: Report, folder: str | Path, formats: Sequence[str] = FORMATS) -
     from hesscli.report.figures.canvas import save, style
 
     folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     names = []
     for name, figure, tables in _drawings(report):
         with style():

@@ -9,7 +9,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from hesscli.report.axis import decades
 from hesscli.report.schema import Report
@@ -85,8 +85,13 @@ def spectral_axis(axes: Axes, low: float, high: float, scale: float, count: int 
     axes.set_xscale("asinh", linear_width=scale)
     axes.set_xlim(low, high)
     labelled, other = decades(low, high, scale, count)
-    axes.xaxis.set_major_locator(FixedLocator(labelled))
-    axes.xaxis.set_minor_locator(FixedLocator(other))
+    if len(labelled) > 2:
+        axes.xaxis.set_major_locator(FixedLocator(labelled))
+        axes.xaxis.set_minor_locator(FixedLocator(other))
+    else:
+        # Nothing is far beyond l0: the axis is all but linear.
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: power_of_ten(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
 
@@ -97,12 +102,12 @@ def spectral_label(scale: float) -> str:
 
 
 def power_of_ten(value: float) -> str:
-    """Return 0, 1, 10, 100 as they are and other powers of ten with their exponent, as mathtext."""
+    """Return 0, 1, 10, 100 as they are and what is larger or smaller with its power of ten, as mathtext."""
     if value == 0:
         return "0"
     if 0.1 <= abs(value) <= 100:
-        return f"{value:g}".replace("-", "\N{MINUS SIGN}")
-    mantissa, exponent = f"{abs(value):.0e}".split("e")
+        return f"{value:.3g}".replace("-", "\N{MINUS SIGN}")
+    mantissa, exponent = f"{abs(value):.2e}".split("e")
     sign = "-" if value < 0 else ""
-    factor = "" if mantissa == "1" else rf"{mantissa}\cdot "
+    factor = "" if float(mantissa) == 1 else rf"{float(mantissa):g}\cdot "
     return f"${sign}{factor}10^{{{int(exponent)}}}$"

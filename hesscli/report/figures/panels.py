@@ -95,6 +95,10 @@ def draw_tails(axes: Axes, spectrum: Spectrum, scale: float) -> None:
         axes.fill_between(x[found], low, high, color=colour, alpha=0.2, lw=0)
         axes.plot(x[found], np.maximum(curve.mean[found], least / 10), color=colour, ls=line, label=name)
     axes.set_xscale("log")
+    if largest < 30 * scale:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: power_of_ten(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_yscale("log")
     axes.set_ylim(least, 1.5)
     axes.axhline(1 / spectrum.dimension, color=GREY, ls=":", lw=1.2, label="one eigenvalue")

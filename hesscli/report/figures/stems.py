@@ -34,7 +34,7 @@ def figure(report: Report) -> "Figure":
     every = 1 + len(names) // 40
     axes.set_xticks(positions[::every], names[::every])
     axes.set_xlim(0.3, positions[-1] + 0.7)
-    axes.margins(y=0.25)
+    axes.set_ylim(*_limits(above, below))
     axes.grid(axis="x", visible=False)
     axes.set_title("Ritz values at the ends of the spectrum")
     axes.set_xlabel("index: 1 is the largest eigenvalue, \N{MINUS SIGN}1 the most negative")
@@ -87,6 +87,21 @@ def _stems(axes: "Axes", x: list[int], pairs: list[Eigenpair], colour: str, mark
             capsize=4,
             label=f"{end}, {'converged' if converged else 'NOT converged'}",
         )
+
+
+def _limits(above: list[Eigenpair], below: list[Eigenpair]) -> tuple[float, float]:
+    """Return a range that holds every stem, its bar and the words at its tip."""
+    high = max((pair.value + halfwidth(pair) for pair in above), default=0.0)
+    low = min((pair.value - halfwidth(pair) for pair in below), default=0.0)
+    span = high - low or 1.0
+
+    def room(pairs: list[Eigenpair]) -> float:
+        if len(above) + len(below) > LABELLED:
+            return 0.05 * span if pairs else 0.0
+        # Two lines at the tip of a converged pair, four at the others.
+        return span * max((0.2 if pair.converged else 0.3 for pair in pairs), default=0.0)
+
+    return low - room(below), high + room(above)
 
 
 def _write_values(axes: "Axes", positions: list[int], pairs: list[Eigenpair]) -> None:

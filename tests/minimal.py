@@ -1,0 +1,148 @@
+"""The least that an algorithm may ask of vectors: parts on different places that refuse to be joined."""
+
+import numpy as np
+
+from hesscli.linalg.random import element_key, gaussian, rademacher
+
+
+class Part:
+    """An array at a place. It meets parts of its own place only, and nobody reads its entries but the space."""
+
+    def __init__(self, place, entries):
+        self.place, self._entries = place, entries
+
+    def with_(self, other, operation):
+        if self.place != other.place:
+            raise AssertionError(f"{self.place} and {other.place} were joined")
+        return operation(self._entries, other._entries)
+
+    def __array__(self, *_args, **_kwargs):
+        raise AssertionError("a part was turned into an array")
+
+    def __len__(self):
+        raise AssertionError("a part was asked for its length")
+
+
+class Vector:
+    """A vector of parts; not a list, so that code which believes in lists of tensors fails."""
+
+    def __init__(self, parts):
+        self._parts = tuple(parts)
+
+
+class MinimalSpace:
+    """Float64 vectors in parts of the given sizes."""
+
+    epsilon = float(np.finfo(np.float64).eps)
+
+    def __init__(self, sizes):
+        self.sizes = sizes
+        self.dimension = sum(sizes)
+
+    def zeros(self):
+        return Vector(Part(i, np.zeros(s)) for i, s in enumerate(self.sizes))
+
+    def random(self, distribution, *, seed, index):
+        import torch
+
+        draw = rademacher if distribution == "rademacher" else gaussian
+        parts = [
+            draw(element_key(seed, index, str(i)), 0, s, device=torch.device("cpu")).double().numpy()
+            for i, s in enumerate(self.sizes)
+        ]
+        return Vector(Part(i, p) for i, p in enumerate(parts))
+
+    def copy(self, v):
+        return Vector(Part(p.place, p._entries.copy()) for p in v._parts)
+
+    def inners(self, u, v):
+        return np.array([a.with_(b, np.dot) for a, b in zip(u._parts, v._parts, strict=True)])
+
+    def inner(self, u, v):
+        return float(self.inners(u, v).sum())
+
+    def norm(self, v):
+        return self.inner(v, v) ** 0.5
+
+    def axpy(self, alpha, x, y):
+        for a, b in zip(x._parts, y._parts, strict=True):
+            b._entries += alpha * a.with_(b, lambda p, _q: p)
+
+    def scale(self, alpha, x):
+        for p in x._parts:
+            p._entries *= alpha
+
+    def restrict(self, v, parts):
+        return Vector(Part(p.place, p._entries * (p.place in parts)) for p in v._parts)
+
+    def basis(self):
+        return MinimalBasis(self)
+
+    def joined(self, v):
+        """For tests alone: the entries in a row."""
+        return np.concatenate([p._entries for p in v._parts])
+
+    def split(self, entries):
+        """For tests alone: the reverse."""
+        ends = np.cumsum(self.sizes)[:-1]
+        return Vector(Part(i, p.copy()) for i, p in enumerate(np.split(np.asarray(entries, float), ends)))
+
+
+class MinimalBasis:
+    """Vectors in a list."""
+
+    def __init__(self, space):
+        self._space, self._vectors = space, []
+
+    def __len__(self):
+        return len(self._vectors)
+
+    def append(self, v):
+        self._vectors.append(self._space.copy(v))
+
+    def vector(self, i):
+        return self._space.copy(self._vectors[i])
+
+    def inner(self, v):
+        return np.array([self._space.inner(u, v) for u in self._vectors])
+
+    def subtract(self, coefficients, v):
+        for c, u in zip(coefficients, self._vectors, strict=True):
+            self._space.axpy(-float(c), u, v)
+
+    def combine(self, coefficients):
+        out = [self._space.zeros() for _ in range(coefficients.shape[1])]
+        for column, total in zip(coefficients.T, out, strict=True):
+            for c, u in zip(column, self._vectors, strict=True):
+                self._space.axpy(float(c), u, total)
+        return out
+
+
+class DenseOperator:
+    """A dense symmetric matrix on a minimal space, counting its products."""
+
+    def __init__(self, matrix, space):
+        self.matrix, self.space, self.num_matvecs = matrix, space, 0
+
+    def matvec(self, v):
+        self.num_matvecs += 1
+        return self.space.split(self.matrix @ self.space.joined(v))
+
+    def matvecs(self, vs):
+        return [self.matvec(v) for v in vs]
+
+
+def with_spectrum(eigenvalues, *, seed=0, sizes=None):
+    """A dense operator with these eigenvalues and random eigenvectors."""
+    n = len(eigenvalues)
+    q, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((n, n)))
+    return DenseOperator((q * np.asarray(eigenvalues)) @ q.T, MinimalSpace(sizes or [n // 3, 1, n - n // 3 - 1]))
+
+
+def language_model_spectrum(n=400, *, seed=0):
+    """Twenty outliers up to 500, five negative ones down to -50, a bulk of width 1e-3 to 1 around zero."""
+    rng = np.random.default_rng(seed)
+    bulk = rng.normal(0, 1e-3, n - 25)
+    bulk[: n // 10] = rng.laplace(0, 0.03, n // 10)
+    bulk[: n // 100] = rng.laplace(0, 0.3, n // 100)
+    return np.concatenate([500 * np.arange(1, 21) ** -1.2, [-50, -28, -19, -12, -8], bulk])
