@@ -75,7 +75,9 @@ def test_hugging_face_is_known_to_three_folders_only():
         assert not found, f"{path.relative_to(ROOT)} imports {found}"
 
 
-@pytest.mark.parametrize("folder", ["report", "recipe", "demo/__init__.py", "linalg/tridiagonal.py", "linalg/statistics.py"])
+@pytest.mark.parametrize(
+    "folder", ["report", "recipe", "demo/__init__.py", "linalg/tridiagonal.py", "linalg/statistics.py"]
+)
 def test_the_light_parts_never_import_torch(folder):
     place = ROOT / folder
     for path in [place] if place.is_file() else sorted(place.rglob("*.py")):

@@ -1,5 +1,6 @@
 """Loading: find, check, place, read, check again."""
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,9 @@ def _explain(error: Exception, *, id: str, attention: str, plan: Plan) -> HessEr
         return DoesNotFitError(
             "placement", f"no memory left while loading '{id}'", "use --dtype bfloat16 or more devices"
         )
+    if isinstance(error, pickle.UnpicklingError):
+        what = f"the pickle of '{id}' is damaged, or holds more than tensors and would run code"
+        return UnavailableError("weights", what, "use a safetensors checkpoint")
     if attention != "eager" and ("attn_implementation" in text or "scaled_dot_product_attention" in text):
         return UsageError("attn", f"'{attention}' is not supported by the architecture of '{id}'", "use --attn eager")
     if plan.device is None and "offload" in text:

@@ -54,6 +54,6 @@ def quiet() -> Iterator[None]:
 def in_short(error: BaseException) -> str:
     """The first sentence of a library's error on one line, without addresses (they may hold a token)."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = _URL.sub("...", " ".join(lines[0].split())) if lines else type(error).__name__
+    text = _URL.sub("(address)", " ".join(lines[0].split())) if lines else type(error).__name__
     text = text.split(". ")[0].rstrip(".")
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."

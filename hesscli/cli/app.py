@@ -4,14 +4,16 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Mapping
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from hesscli import __version__
 from hesscli.cli import measuring, reports
-from hesscli.cli.output import complain, say
+from hesscli.cli.output import complain, nobody_reads, say
+from hesscli.cli.refusals import as_usage_error, is_refusal
 from hesscli.errors import HessError
 
 app = typer.Typer(
@@ -34,7 +36,7 @@ def _version(asked: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("-V", "--version", help="show the version", callback=_version, is_eager=True)
+        bool, typer.Option("-V", "--version", metavar="", help="show the version", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
     """The curvature of a Hugging Face checkpoint, with an error beside every figure."""
@@ -44,55 +46,61 @@ measuring.register(app)
 reports.register(app)
 
 
-class _Terminated(BaseException):
-    """SIGTERM arrived; unwinds like an interrupt, so that no half-written folder stays."""
+class _Stopped(BaseException):
+    """A signal arrived; unwinds like an interrupt, so that no half-written folder stays."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(number)
 
 
-def _on_sigterm(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise _Terminated
+def _stop(number: int, _frame: FrameType | None) -> NoReturn:
+    raise _Stopped(number)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with the code that INTERFACE gives to what happened."""
-    signal.signal(signal.SIGTERM, _on_sigterm)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup and `&` in a script ignore interrupts
+            signal.signal(number, _stop)
     sys.exit(_exit_code(sys.argv[1:] if arguments is None else arguments))
 
 
 def _exit_code(arguments: list[str]) -> int:
+    command = typer.main.get_command(app)
     try:
-        code = typer.main.get_command(app).main(args=arguments, prog_name="hess", standalone_mode=False)
-        return code if isinstance(code, int) else 0
-    except HessError as error:
-        _show(error)
-        complain(f"error: {error}")
-        return error.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        complain("interrupted: nothing was written; the same command starts again")
-        return 130
-    except _Terminated:
-        complain("terminated: nothing was written; the same command starts again")
-        return 143
-    except BrokenPipeError:  # `hess ... | head`: nobody is left to tell
-        sys.stderr.close()
+        # What `command.main` does, without its own answers to interrupts and closed pipes.
+        with command.make_context("hess", list(arguments)) as context:
+            command.invoke(context)
+        sys.stdout.flush()
+        return 0
+    except typer.Exit as done:
+        return done.exit_code
+    except _Stopped as stop:
+        word = "interrupted" if stop.number == signal.SIGINT else "terminated"
+        complain(f"{word}: nothing was written; the same command starts again")
+        return 128 + stop.number
+    except (BrokenPipeError, SystemExit):  # `hess ... | head`; the second is how the help's console says it
+        nobody_reads()
         return 0
     except Exception as error:
-        if hasattr(error, "format_message"):  # the parser's own: unknown option, missing argument
-            if type(error).__name__ == "NoArgsIsHelpError":
-                say(error.format_message())
-                return 2
-            complain(f"error: {_one_line(error.format_message())}; see hess --help")
-            return 2
-        _show(error)
-        complain(
-            f"error: hess: {type(error).__name__}: {_one_line(str(error))}; this is a bug, HESS_DEBUG=1 shows where"
-        )
-        return 1
+        return _failed(error, arguments, getattr(command, "commands", {}))
+
+
+def _failed(error: Exception, arguments: list[str], commands: Mapping[str, Any]) -> int:
+    if type(error).__name__ == "NoArgsIsHelpError":  # `hess` alone: some versions of the parser raise the help
+        say(error.format_message())  # type: ignore[attr-defined]
+        return 2
+    if is_refusal(error):
+        error = as_usage_error(error, arguments, commands)
+    if os.environ.get("HESS_DEBUG") == "1":
+        traceback.print_exception(error)
+    if isinstance(error, HessError):
+        complain(f"error: {error}")
+        return error.exit_code
+    complain(f"error: hess: {type(error).__name__}: {_one_line(str(error))}; this is a bug, HESS_DEBUG=1 shows where")
+    return 1
 
 
 def _one_line(text: str) -> str:
     return " ".join(text.split()).rstrip(".")
-
-
-def _show(error: Exception) -> None:
-    if os.environ.get("HESS_DEBUG") == "1":
-        traceback.print_exception(error)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from hesscli.cli.options import measuring_parameters, recipe_values, with_parameters
 from hesscli.cli.output import complain, progress_console, result_console, say
@@ -13,15 +14,28 @@ from hesscli.errors import UntrustworthyError, UsageError
 from hesscli.recipe import PROBES
 from hesscli.recipe.document import Values, dump, load_recipe, parse_overrides, resolve
 
-Json = Annotated[bool, typer.Option("--json", help="the report and nothing else on stdout")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="the report's path only")]
-Force = Annotated[bool, typer.Option("--force", help="measure again where an equal run is there")]
-Strict = Annotated[bool, typer.Option("--strict", help="exit 4 unless every wanted pair converged")]
-Print = Annotated[bool, typer.Option("--print-config", help="show every value with its origin, measure nothing")]
-ReportFile = Annotated[str | None, typer.Option("--report", metavar="FILE", help="write the report here as well")]
+Json = Annotated[bool, typer.Option("--json", metavar="", help="the report and nothing else on stdout")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", metavar="", help="the report's path and nothing else on stdout")]
+Strict = Annotated[bool, typer.Option("--strict", metavar="", help="exit 4 unless every wanted pair converged")]
+ReportFile = Annotated[
+    str | None, typer.Option("--report", metavar="FILE", help="copy the report here", rich_help_panel="Output")
+]
+Force = Annotated[
+    bool, typer.Option("--force", metavar="", help="measure again what is measured already", rich_help_panel="Output")
+]
+Print = Annotated[
+    bool,
+    typer.Option(
+        "--print-config", metavar="", help="print each value and its origin, measure nothing", rich_help_panel="Output"
+    ),
+]
 ModelArgument = Annotated[
     str | None,
-    typer.Argument(metavar="[MODEL[@REVISION]]", help="hub id, local folder, or demo [HESS_MODEL, else demo]"),
+    typer.Argument(
+        metavar="MODEL[@REVISION]",
+        help=escape("hub id, local folder, or demo [HESS_MODEL, else demo]"),
+        show_default=False,
+    ),
 ]
 
 _WHAT = {
@@ -30,13 +44,14 @@ _WHAT = {
     "trace": "The trace, its part in each block, and the Frobenius norm.",
     "blockdiag": "Does curvature stay within blocks? Relative error and cosine for each.",
 }
+_RUN = "Measure what a recipe says; a.b=c changes a value, ~a.b puts it back to its default."
 
 
 def register(app: typer.Typer) -> None:
     """Put the measuring verbs on the app."""
     for probe in PROBES:
         app.command(probe, help=_WHAT[probe])(with_parameters(_verb(probe), measuring_parameters(probe)))
-    app.command("run", help="One recipe, with a.b=c to change a value and ~a.b to put it back to its default.")(_run)
+    app.command("run", help=_RUN)(_run)
 
 
 def _verb(probe: str) -> Any:
@@ -57,8 +72,10 @@ def _verb(probe: str) -> Any:
 
 
 def _run(
-    recipe: Annotated[str, typer.Argument(help="a YAML file")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[A.B=C ... ~A.B]")] = None,
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="a YAML file", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="A.B=C|~A.B", help="changes, such as data.limit=8 ~model.dtype")
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     force: Force = False,
@@ -77,7 +94,6 @@ def _model(argument: str | None) -> list[tuple[str, Values]]:
         return [("argument", {"model.id": argument})]
     if os.environ.get("HESS_MODEL"):
         return [("HESS_MODEL", {"model.id": os.environ["HESS_MODEL"]})]
-    complain("no MODEL given: using demo, the embedded checkpoint")
     return []
 
 
@@ -95,18 +111,20 @@ def _measure(
     if print_config:
         say(dump(recipe, origins).rstrip())
         return
-    if copy is not None and not Path(copy).absolute().parent.is_dir():
-        raise UsageError("report", f"{str(Path(copy).parent)!r} is not a folder", "make it first")
+    if copy is not None:
+        _check_copy(Path(copy))
+    if "model.id" not in origins and not quiet:
+        complain("no MODEL given: using demo, the embedded checkpoint")
     from hesscli.report.document import dumps
     from hesscli.run.progress import ProgressListener
     from hesscli.run.session import run
 
     console = progress_console()
-    with ProgressListener(console, quiet=quiet or json) as listener:
+    with ProgressListener(console, quiet=quiet) as listener:
         outcome = run(recipe, force=force, on_event=listener)
     path = outcome.folder / "report.json"
     if copy is not None:
-        shutil.copyfile(path, copy)
+        _copy(path, Path(copy))
     if json:
         say(dumps(outcome.report).rstrip())
     elif quiet:
@@ -114,12 +132,34 @@ def _measure(
     else:
         from hesscli.report.terminal import render
 
-        render(outcome.report, result_console())
+        console = result_console()
+        with console.capture() as text:
+            render(outcome.report, console)
+        say(text.get().rstrip("\n"))
         say(f"report  {path}")
         for name in outcome.report.artifacts:
             if name.endswith(".png"):
                 say(f"figure  {outcome.folder / name}")
     _verdict(outcome.report.status, outcome.report.status_text, strict=strict)
+
+
+def _check_copy(copy: Path) -> None:
+    parent = copy.absolute().parent
+    if copy.is_dir():
+        raise UsageError("report", f"{str(copy)!r} is a folder", "give the path of a file")
+    if not parent.is_dir():
+        raise UsageError("report", f"{str(copy.parent)!r} is not a folder", "make it first")
+    if not os.access(copy if copy.exists() else parent, os.W_OK):
+        raise UsageError("report", f"{str(copy)!r} cannot be written", "give another path")
+
+
+def _copy(report: Path, copy: Path) -> None:
+    try:
+        if not (copy.exists() and copy.samefile(report)):
+            shutil.copyfile(report, copy)
+    except OSError as error:
+        what = f"{str(copy)!r} cannot be written ({error.strerror})"
+        raise UsageError("report", what, f"the report is in {str(report)!r}") from error
 
 
 def _verdict(status: str, text: str, *, strict: bool) -> None:

@@ -9,16 +9,18 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from rich.markup import escape
 
 from hesscli.errors import UsageError
-from hesscli.recipe.schema import COMMON, READ_BY, Recipe
+from hesscli.recipe.schema import COMMON, PRESETS, READ_BY, Recipe
 
 PANELS = ("model", "data", "operator", "estimator", "output")
 _SHORT = {"data.id": ["-d", "--dataset"], "data.limit": ["-L", "--limit"], "data.batch_size": ["-b", "--batch-size"]}
 _SHORT |= {"output.dir": ["-o", "--output-dir"], "estimator.k": ["--k", "-k"]}
-_NAMES = {"data.revision": "--dataset-revision"}
+_NAMES = {"data.revision": "--dataset-revision", "operator.kind": "--operator"}
 _BOTH_WAYS = {"data.pack"}  # flags that are on unless switched off
-_SEPARATE = {"model.id", "operator.kind"}  # the argument, and --operator
+_METAVARS = {"model.revision": "REV", "data.revision": "REV", "model.device_map": "MAP", "model.max_memory": "LIST"}
+_METAVARS |= {"output.dir": "DIR", "output.plots": "LIST", "data.id": "ID|PATH", "data.batch_size": "N|auto"}
 _READ_BY_OPERATOR = {"by": ("trace", "blockdiag")}
 
 
@@ -26,13 +28,10 @@ def measuring_parameters(probe: str) -> list[inspect.Parameter]:
     """One typer parameter for each recipe field that the probe reads, named by its dotted path with `__`."""
     parameters = []
     for section in PANELS:
-        fields = _section(section).model_fields
-        for key, field in fields.items():
+        for key, field in _section(section).model_fields.items():
             path = f"{section}.{key}"
-            if path not in _SEPARATE and _read(section, key, probe):
-                parameters.append(_parameter(path, field))
-        if section == "operator":
-            parameters.append(_parameter("operator.kind", fields["kind"], flags=["--operator"]))
+            if path != "model.id" and _read(section, key, probe):
+                parameters.append(_parameter(path, field, probe))
     return parameters
 
 
@@ -69,20 +68,21 @@ def _read(section: str, key: str, probe: str) -> bool:
     return True
 
 
-def _parameter(path: str, field: FieldInfo, flags: list[str] | None = None) -> inspect.Parameter:
+def _parameter(path: str, field: FieldInfo, probe: str) -> inspect.Parameter:
     section, key = path.split(".")
     flag = _NAMES.get(path, "--" + key.replace("_", "-"))
-    flags = flags or _SHORT.get(path, [flag])
+    flags = _SHORT.get(path, [flag])
     annotation: Any = str | None
-    metavar: str | None = _metavar(field.annotation)
+    choices, kind = _kinds(field.annotation)
+    metavar = _METAVARS.get(path) or kind or "NAME"
     if field.annotation is bool:
-        annotation, metavar = bool | None, None
+        annotation, metavar = bool | None, ""
         flags = [f"{flag}/--no-{key}"] if path in _BOTH_WAYS else [flag]
     elif get_origin(field.annotation) is list and path != "output.plots":
         annotation = list[str] | None
     option = typer.Option(
         *flags,
-        help=f"{field.description}{_default(field)}",
+        help=escape(f"{_with_choices(field.description or '', choices)}{_default(key, field, probe)}"),
         metavar=metavar,
         rich_help_panel=section.capitalize(),
         show_default=False,
@@ -95,8 +95,10 @@ def _parameter(path: str, field: FieldInfo, flags: list[str] | None = None) -> i
     )
 
 
-def _default(field: FieldInfo) -> str:
+def _default(key: str, field: FieldInfo, probe: str) -> str:
     value = field.get_default(call_default_factory=True)
+    if field in _section("estimator").model_fields.values() and key in PRESETS["standard"][probe]:
+        return f" [{PRESETS['standard'][probe][key]}, or the preset's]"
     if value is None or value is False or value == []:
         return ""
     if value is True:
@@ -104,28 +106,27 @@ def _default(field: FieldInfo) -> str:
     return f" [{','.join(map(str, value)) if isinstance(value, list) else value}]"
 
 
-def _metavar(annotation: Any) -> str:
-    choices, numbers = _kinds(annotation)
-    return "|".join(choices + numbers) or "TEXT"
+def _with_choices(description: str, choices: list[str]) -> str:
+    if len(choices) < 2 or all(choice in description for choice in choices):
+        return description
+    return f"{description}: {', '.join(choices)}"
 
 
-def _kinds(annotation: Any) -> tuple[list[str], list[str]]:
-    if annotation is int:
-        return [], ["N"]
-    if annotation is float:
-        return [], ["X"]
-    origin = get_origin(annotation)
+def _kinds(annotation: Any) -> tuple[list[str], str]:
+    """The words that are allowed, and the metavar of what is not a word."""
+    if annotation in (int, float):
+        return [], "N" if annotation is int else "X"
+    origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
-        return [str(a) for a in get_args(annotation)], []
+        return [str(a) for a in arguments], ""
     if origin is Annotated:
-        return _kinds(get_args(annotation)[0])
+        return _kinds(arguments[0])
     if origin is list:
-        choices, numbers = _kinds(get_args(annotation)[0])
-        return choices or ["GLOB"], numbers
+        return _kinds(arguments[0])[0], "GLOB"
     if origin in (Union, types.UnionType):
-        parts = [_kinds(a) for a in get_args(annotation) if a is not type(None)]
-        return [c for p in parts for c in p[0]], [n for p in parts for n in p[1]]
-    return [], []
+        parts = [_kinds(a) for a in arguments if a is not type(None)]
+        return [c for p in parts for c in p[0]], "".join(p[1] for p in parts[:1])
+    return [], ""
 
 
 def _memory_limits(text: str) -> dict[str | int, str]:
@@ -148,9 +149,9 @@ def _json_map(text: str) -> Any:
 
 
 def with_parameters(command: Callable[..., None], parameters: list[inspect.Parameter]) -> Callable[..., None]:
-    """The command with these parameters after its own, for typer to read."""
+    """The command with these parameters after its argument, for typer to read: panels stand in this order."""
     own = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    everything = own + parameters
+    everything = [p.replace(kind=p.KEYWORD_ONLY) for p in (own[0], *parameters, *own[1:])]
 
     def call(**arguments: Any) -> None:
         command(**arguments)

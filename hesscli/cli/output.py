@@ -7,8 +7,8 @@ from rich.console import Console
 
 
 def progress_console() -> Console:
-    """Stderr. No colour where NO_COLOR is set or it is not a terminal."""
-    return Console(stderr=True, soft_wrap=True)
+    """Stderr. No colour where NO_COLOR is set or it is not a terminal; no bar where CI is set."""
+    return Console(stderr=True, soft_wrap=True, force_interactive=False if os.environ.get("CI") else None)
 
 
 def result_console() -> Console:
@@ -26,3 +26,8 @@ def say(text: str) -> None:
 def complain(text: str) -> None:
     """A line that is not the result."""
     print(text, file=sys.stderr)
+
+
+def nobody_reads() -> None:
+    """The reader of stdout has left: what is still in its buffer goes nowhere, without a complaint at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from hesscli.cli.output import say
 from hesscli.errors import UsageError
@@ -17,28 +18,40 @@ def register(app: typer.Typer) -> None:
 
 
 def _plot(
-    reports: Annotated[list[str], typer.Argument(metavar="REPORT...", help="report.json, or a run folder")],
-    output_dir: Annotated[str | None, typer.Option("-o", "--output-dir", help="folder [the report's own]")] = None,
-    plots: Annotated[str, typer.Option("--plots", metavar="png|svg", help="formats, comma separated")] = "png,svg",
+    reports: Annotated[
+        list[str], typer.Argument(metavar="REPORT", help="report.json, or a run folder", show_default=False)
+    ],
+    output_dir: Annotated[
+        str | None, typer.Option("-o", "--output-dir", metavar="DIR", help=escape("folder [the report's own]"))
+    ] = None,
+    plots: Annotated[
+        str, typer.Option("--plots", metavar="LIST", help=escape("formats [png,svg]"), show_default=False)
+    ] = "png,svg",
 ) -> None:
     from hesscli.report.document import read_report
     from hesscli.report.figures import draw
 
     formats = [word.strip() for word in plots.split(",") if word.strip()]
+    if not formats or formats == ["none"]:
+        raise UsageError("plots", f"{plots!r} names no format", "choose from png, svg")
     for name in reports:
         path = Path(name)
         path = path / "report.json" if path.is_dir() else path
         report = read_report(path)
         folder = Path(output_dir) if output_dir else path.parent
-        folder.mkdir(parents=True, exist_ok=True)
-        names = draw(report, folder, formats)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            names = draw(report, folder, formats)
+        except OSError as error:
+            what = f"{str(folder)!r} cannot be written ({error.strerror or error})"
+            raise UsageError("output_dir", what, "give another with -o") from error
         if not names:
-            raise UsageError("report", f"{str(path)!r} holds nothing to draw", "plot a report of density or topk")
+            raise UsageError("report", f"{name!r} holds nothing to draw (status: {report.status})", "measure again")
         for drawn in names:
             say(str(folder / drawn))
 
 
-def _schema(what: Annotated[str, typer.Argument(metavar="recipe|report")]) -> None:
+def _schema(what: Annotated[str, typer.Argument(metavar="recipe|report", show_default=False)]) -> None:
     if what == "recipe":
         from hesscli.recipe import Recipe as Model
     elif what == "report":

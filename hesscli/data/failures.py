@@ -32,9 +32,10 @@ def translated(origin: Origin) -> Iterator[None]:
         raise (_of_configuration(error, origin) or translate(error, origin)) from error
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return shorten(lines[0], 200, placeholder=" ...").rstrip(" .;:") if lines else type(error).__name__
+def _detail(error: BaseException) -> str:
+    # `datasets` puts the working folder before what the hub said: "... at PATH. Couldn't find ID either: ...".
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0].rpartition(" either: ")[2]
+    return shorten(line, 200, placeholder=" ...").rstrip(" .;:")
 
 
 def _of_configuration(error: Exception, origin: Origin) -> HessError | None:
@@ -52,7 +53,7 @@ def _of_file(error: Exception, origin: Origin) -> HessError:
         return UsageError("dataset", f"{origin.name} is not UTF-8 text", "convert it to UTF-8")
     if isinstance(error, PermissionError):
         return UsageError("dataset", f"{origin.name} cannot be read: permission denied", "change its permissions")
-    detail = _first_line(error).replace(f"{origin.root}/", "")
+    detail = _detail(error).replace(f"{origin.root}/", "")
     what = f"{origin.name} cannot be read as {origin.kind}: {detail}"
     return UsageError("dataset", what, "mend the file at that place")
 
@@ -74,10 +75,12 @@ def _of_hub(error: Exception, origin: Origin) -> HessError:
     if kinds & {"DatasetNotFoundError", "RepositoryNotFoundError"}:
         what = f"{name!r} is no file or folder here and no data set on the hub that can be seen"
         return UnavailableError("dataset", what, "check the spelling, or set HF_TOKEN if it is private")
-    if isinstance(error, FileNotFoundError):
+    # What the hub's client has neither in its cache nor from the server; `datasets` wraps it as a missing file.
+    unreached = "LocalEntryNotFoundError" in message
+    if isinstance(error, FileNotFoundError) and not unreached:
         return UnavailableError("dataset", f"{name!r} holds no files that datasets can read", "give a local file")
     # Connection failures come as OSError from the hub's client and as HTTPError from the ones below it.
     if kinds & {"OSError", "HTTPError", "HfHubHTTPError", "ClientError", "TimeoutException", "TimeoutError"}:
-        what = f"{name!r} is no file or folder here and cannot be fetched: {_first_line(error)}"
+        what = f"{name!r} is no file or folder here and cannot be fetched: {_detail(error)}"
         return UnavailableError("dataset", what, "check the network and try again, or give a local file")
-    return UsageError("dataset", f"{name!r} cannot be read: {_first_line(error)}", "give a file of it instead")
+    return UsageError("dataset", f"{name!r} cannot be read: {_detail(error)}", "give a file of it instead")

@@ -85,7 +85,7 @@ def _folder(path: Path, dataset: str) -> LocalData:
     if (path / "state.json").exists() and any(path.glob("*.arrow")):
         what = f"{name} was written by save_to_disk, which cannot be streamed"
         raise UsageError("dataset", what, "write it with to_parquet and give that file")
-    visible = [p.relative_to(path) for p in sorted(path.rglob("*")) if p.is_file()]
+    visible = [p.relative_to(path) for p in path.rglob("*") if p.is_file()]
     visible = [p for p in visible if not any(part.startswith((".", "__")) for part in p.parts)]
     data = [(p, kind) for p in visible if p.name not in NOT_DATA and (kind := kind_of(p)) is not None]
     kinds = Counter(kind for _, kind in data)

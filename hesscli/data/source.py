@@ -69,13 +69,11 @@ def _source(builder: Any, split: str, origin: Origin, revision: str | None) -> S
     if split not in streams:
         what = f"{split!r} is not a split of {origin.name} (it has: {', '.join(map(str, streams))})"
         raise UsageError("split", what, "take one of them")
-    stream = streams[split]
-    iterator = iter(stream)
+    iterator = iter(streams[split])
     first = next(iterator, None)
     if first is None:
         raise _empty(origin)
-    columns = tuple(stream.column_names or first)
-    return Source(_read(first, iterator, origin), columns, origin.name, revision)
+    return Source(_read(first, iterator, origin), tuple(first), origin.name, revision)
 
 
 def _empty(origin: Origin) -> UsageError:

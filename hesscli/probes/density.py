@@ -1,8 +1,9 @@
-"""The spectral density by stochastic Lanczos quadrature (Ubaru, Chen and Saad 2017), with bounds.
+"""The spectral density by stochastic Lanczos quadrature (Ubaru, Chen and Saad 2017), deflated, with bounds.
 
-The figures that are moments (trace, Frobenius norm) are exact per probe and have Monte Carlo error alone. A
-share of the spectrum below a point is bounded by Chebyshev, Markov and Stieltjes from the same T; an interval
-over probes alone would cover a third of the time.
+One Lanczos run finds the outliers; they count exactly, 1/n each (Bhattacharjee et al. 2024, arXiv 2410.21690).
+Probes then sample what is left. The moments (trace, Frobenius norm) have Monte Carlo error alone; a share of the
+spectrum below a point is bounded by Chebyshev, Markov and Stieltjes from the same T: an interval over probes
+would cover a third of the time.
 """
 
 from dataclasses import dataclass
@@ -11,12 +12,16 @@ from typing import TypeVar
 import numpy as np
 
 from hesscli.events import Advanced, Finished, OnEvent, Started
+from hesscli.linalg.deflation import START_INDEX, DeflatedOperator, Outliers, converged_outliers, project_out
 from hesscli.linalg.lanczos import LanczosState, Ritz
 from hesscli.linalg.operator import LinearOperator
 from hesscli.linalg.statistics import Estimate, mean_estimate
 from hesscli.linalg.tridiagonal import stieltjes_bounds
 
 V = TypeVar("V")
+
+# Residual over value of a pair that is deflated: what its deflation does to the rest is the square of this.
+_DEFLATION_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +38,15 @@ class Density:
     """Quadrature per probe and what follows from it."""
 
     quadratures: tuple[Ritz, ...]
+    """Per probe, the deflated outliers among the nodes; weights sum to 1."""
     band: DistributionBand
     trace: Estimate
     squared_frobenius: Estimate
     negative_mass: Estimate
-    """The quadrature's own estimate of the share of eigenvalues below zero; `band` bounds it."""
+    """The quadrature's own estimate of the share of eigenvalues below zero; the bounds below hold it."""
     negative_mass_bounds: tuple[float, float]
     dimension: int
+    num_deflated: int
     num_steps: int
 
 
@@ -48,6 +55,7 @@ def density(
     *,
     probes: int,
     steps: int,
+    deflate: bool,
     reorthogonalise: bool,
     noise: float,
     seed: int,
@@ -55,39 +63,80 @@ def density(
 ) -> Density:
     """Nodes and weights of `probes` Lanczos runs of `steps` products each, in lockstep.
 
-    Holds 3 vectors per probe, and `steps` more where the basis is kept (reorthogonalise). `noise` is the
-    product's relative error; the band is widened by twice what it does to an eigenvalue.
+    With `deflate`, one run of as many products comes first, holds its basis of `steps` vectors, and leaves one
+    vector for each pair that converged. The probes hold 3 vectors each, and `steps` more where theirs is kept
+    (`reorthogonalise`). `noise` is the product's relative error; the band is widened by twice what it does to
+    an eigenvalue.
 
     Raises FloatingPointError where a product is not finite.
     """
     space = operator.space
     steps = min(steps, space.dimension)
-    states = [
-        LanczosState.start(space, space.random("rademacher", seed=seed, index=i), reorthogonalise=reorthogonalise)
-        for i in range(probes)
-    ]
-    on_event(Started("density", probes * steps))
-    done = 0
-    for _ in range(steps):
+    on_event(Started("density", (probes + deflate) * steps))
+    outliers = _outliers(operator, steps if deflate else 0, seed, on_event)
+    rest = DeflatedOperator(operator, outliers.basis)
+    states = []
+    for i in range(probes):
+        start = space.random("rademacher", seed=seed, index=i)
+        project_out(outliers.basis, start)
+        states.append(LanczosState.start(space, start, reorthogonalise=reorthogonalise))
+    done = steps if deflate else 0
+    for _ in range(min(steps, space.dimension - len(outliers.basis))):
         live = [s for s in states if not s.exhausted]
-        for state, product in zip(live, operator.matvecs([s.current for s in live]), strict=True):
+        for state, product in zip(live, rest.matvecs([s.current for s in live]), strict=True):
             state.absorb(product)
         done += len(live)
-        on_event(Advanced("density", done, f"lambda_max {max(s.ritz().values[-1] for s in live):.4g}" if live else ""))
+        on_event(Advanced("density", done))
     on_event(Finished("density"))
-    n = space.dimension
-    quadratures = tuple(s.ritz() for s in states)
+    return _gathered(states, outliers, noise)
+
+
+def _outliers(operator: LinearOperator[V], steps: int, seed: int, on_event: OnEvent) -> Outliers[V]:
+    space = operator.space
+    if not steps:
+        return Outliers(np.zeros(0), np.zeros(0), space.basis())
+    start = space.random("gaussian", seed=seed, index=START_INDEX)
+    state = LanczosState.start(space, start, reorthogonalise=True)
+    for step in range(steps):
+        if state.exhausted:
+            break
+        state.expand(operator)
+        on_event(Advanced("density", step + 1, f"lambda_max {state.ritz().values[-1]:.4g}"))
+    return converged_outliers(state, tolerance=_DEFLATION_TOLERANCE)
+
+
+def _gathered(states: list[LanczosState[V]], outliers: Outliers[V], noise: float) -> Density:
+    n, k = states[0].space.dimension, len(outliers.values)
+    quadratures = tuple(_with_outliers(s.ritz(), outliers, n) for s in states)
     smear = 2 * noise * max(float(np.abs(q.values).max()) for q in quadratures)
+    # A projected Rademacher vector has E |g|^2 = n - k: unnormalised, it gives traces over the rest of the space.
+    rests = [(s.start_norm**2, s.ritz()) for s in states]
+    exact_trace = float(outliers.values.sum())
+    exact_squares = float((outliers.values**2).sum() + 2 * (outliers.residual_norms**2).sum())
+    zero = distribution_band(states, outliers, np.array([0.0]), smear=smear)
     return Density(
         quadratures=quadratures,
-        band=distribution_band(states, band_points(quadratures), dimension=n, smear=smear),
-        trace=mean_estimate(np.array([n * (q.weights @ q.values) for q in quadratures])),
-        squared_frobenius=mean_estimate(np.array([n * (q.weights @ q.values**2) for q in quadratures])),
+        band=distribution_band(states, outliers, band_points(quadratures), smear=smear),
+        trace=mean_estimate(np.array([exact_trace + size * (q.weights @ q.values) for size, q in rests])),
+        squared_frobenius=mean_estimate(
+            np.array([exact_squares + size * (q.weights @ q.values**2) for size, q in rests])
+        ),
         negative_mass=mean_estimate(np.array([q.weights[q.values < 0].sum() for q in quadratures])),
-        negative_mass_bounds=_bounds_at_zero(states, n, smear),
+        negative_mass_bounds=(float(zero.low[0]), float(zero.high[0])),
         dimension=n,
+        num_deflated=k,
         num_steps=max(s.num_matvecs for s in states),
     )
+
+
+def _with_outliers(rest: Ritz, outliers: Outliers[V], dimension: int) -> Ritz:
+    """The quadrature of the whole spectrum: the outliers with weight 1/n each, the rest with what remains."""
+    k = len(outliers.values)
+    values = np.concatenate([rest.values, outliers.values])
+    weights = np.concatenate([rest.weights * (1 - k / dimension), np.full(k, 1 / dimension)])
+    residuals = np.concatenate([rest.residual_norms, outliers.residual_norms])
+    order = np.argsort(values, kind="stable")
+    return Ritz(values[order], residuals[order], weights[order], rest.vectors)
 
 
 def band_points(quadratures: tuple[Ritz, ...]) -> np.ndarray:
@@ -102,27 +151,28 @@ def band_points(quadratures: tuple[Ritz, ...]) -> np.ndarray:
 
 
 def distribution_band(
-    states: list[LanczosState[V]], x: np.ndarray, *, dimension: int, smear: float
+    states: list[LanczosState[V]], outliers: Outliers[V], x: np.ndarray, *, smear: float
 ) -> DistributionBand:
     """Bounds on the distribution function at x, averaged over probes and widened by two standard errors.
 
-    Chen, Trogdon and Ubaru 2021: a probe on the sphere has variance 2F(1 - F) / (n + 2) about the truth.
+    Chen, Trogdon and Ubaru 2021: a probe on the sphere has variance 2F(1 - F) / (n + 2) about the truth, here
+    on the part of the space that was not deflated.
     """
-    low = np.mean([[_bounds(s, point - smear)[0] for point in x] for s in states], axis=0)
-    high = np.mean([[_bounds(s, point + smear)[1] for point in x] for s in states], axis=0)
+    n, k = states[0].space.dimension, len(outliers.values)
+    lows = [[_bounds(s, point - smear)[0] for point in x] for s in states]
+    highs = [[_bounds(s, point + smear)[1] for point in x] for s in states]
+    low, high = np.mean(lows, axis=0), np.mean(highs, axis=0)
     middle = np.clip((low + high) / 2, 0, 1)
-    variance = np.maximum(2 * middle * (1 - middle), 2 / dimension) / ((dimension + 2) * len(states))
+    variance = np.maximum(2 * middle * (1 - middle), 2 / (n - k)) / ((n - k + 2) * len(states))
     sampling = 2 * np.sqrt(variance)
     # A distribution function rises: a bound at one point is a bound at every later (or earlier) one.
     low = np.maximum.accumulate(np.clip(low - sampling, 0, 1))
     high = np.minimum.accumulate(np.clip(high + sampling, 0, 1)[::-1])[::-1]
-    return DistributionBand(x, low, high)
+    below = (outliers.values[None, :] + smear <= x[:, None]).sum(axis=1)
+    perhaps = (outliers.values[None, :] - smear <= x[:, None]).sum(axis=1)
+    share = (n - k) / n
+    return DistributionBand(x, low * share + below / n, high * share + perhaps / n)
 
 
 def _bounds(state: LanczosState[V], x: float) -> tuple[float, float]:
     return stieltjes_bounds(np.array(state.alphas), np.array(state.betas), x)
-
-
-def _bounds_at_zero(states: list[LanczosState[V]], dimension: int, smear: float) -> tuple[float, float]:
-    band = distribution_band(states, np.array([0.0]), dimension=dimension, smear=smear)
-    return float(band.low[0]), float(band.high[0])

@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from hesscli.errors import UsageError
-from hesscli.recipe.schema import Recipe
+from hesscli.recipe.schema import COMMON, PRESETS, PROBES, READ_BY, Recipe, unread
 
 Values = dict[str, Any]  # dotted path -> value
 
@@ -43,6 +43,9 @@ def parse_overrides(words: Sequence[str]) -> tuple[Values, list[str]]:
     removed = []
     for word in words:
         if word.startswith("~"):
+            if word[1:] not in known_paths():
+                near = _nearest_key(word[1:])
+                raise UsageError("override", f"{word!r} names no key", near)
             removed.append(word[1:])
             continue
         path, equals, text = word.partition("=")
@@ -69,23 +72,36 @@ def resolve(layers: Sequence[tuple[str, Values]]) -> tuple[Recipe, dict[str, str
     try:
         recipe = Recipe.model_validate(_nest(merged))
     except ValidationError as error:
-        raise _explain(error) from error
+        raise _explain(error, merged) from error
     return recipe, origins
 
 
 def dump(recipe: Recipe, origins: Mapping[str, str] | None = None) -> str:
-    """The whole recipe as YAML; with `origins`, where each value comes from as a comment."""
-    text = yaml.safe_dump(recipe.model_dump(by_alias=True, mode="json"), sort_keys=False)
+    """The recipe as YAML, with every value that its probe reads; with `origins`, each one's origin as a comment.
+
+    What the preset gives stands as a number, so that the text replays the same run when presets change.
+    """
+    content = recipe.model_dump(by_alias=True, mode="json")
+    budget = PRESETS[recipe.estimator.preset][recipe.probe]
+    read = READ_BY[recipe.probe] | COMMON
+    content["estimator"] = {
+        key: budget.get(key, value) if value is None else value
+        for key, value in content["estimator"].items()
+        if key in read
+    }
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     if origins is None:
         return text
     lines, section = [], ""
     for line in text.splitlines():
         key = line.split(":")[0].strip()
-        if line and not line.startswith((" ", "-")):
+        if line[0] != " ":
             section = key
         path = key if section == key else f"{section}.{key}"
-        scalar = not line.endswith(":") and not line.strip().startswith("-")
-        lines.append(f"{line}  # {origins.get(path, 'default')}" if scalar else line)
+        if path in known_paths():
+            by_preset = section == "estimator" and getattr(recipe.estimator, key, "") is None
+            line += f"  # {origins.get(path, f'preset {recipe.estimator.preset}' if by_preset else 'default')}"
+        lines.append(line)
     return "\n".join(lines) + "\n"
 
 
@@ -126,32 +142,70 @@ def known_paths() -> list[str]:
     return paths + [f"{name}.{key}" for name, model in sections.items() for key in model.model_fields]
 
 
-def _explain(error: ValidationError) -> UsageError:
-    faults: dict[str, tuple[str, str]] = {}
+def _explain(error: ValidationError, values: Values) -> UsageError:
+    faults: dict[str, list[tuple[str, str]]] = {}
     for fault in error.errors(include_url=False):
         path = ".".join(str(p) for p in fault["loc"][:2]) or "recipe"
-        faults.setdefault(
-            path, _explain_one(path, fault["type"], fault["msg"], fault.get("input"), fault.get("ctx") or {})
-        )
-    (field, (what, remedy)), *others = faults.items()
-    if others:
-        rest = "".join(f"\nerror: {f}: {w}; {r}" for f, (w, r) in others)
-        return UsageError(field, what, remedy + rest)
-    return UsageError(field, what, remedy)
+        if fault["type"] != "value_error":  # the one check across keys, which is below
+            found = _explain_one(path, fault["type"], fault["msg"], fault.get("input"), fault.get("ctx") or {})
+            faults.setdefault(path, []).append(found)
+    if values.get("probe") in PROBES:
+        keys = [path.partition(".")[2] for path in values if path.startswith("estimator.")]
+        for key, what in unread(values["probe"], keys).items():
+            faults[f"estimator.{key}"] = [(what, "leave it out")]
+    said = {path: (kinds[0][0], _any_of([remedy for _, remedy in kinds])) for path, kinds in faults.items()}
+    (field, (what, remedy)), *others = said.items()
+    return UsageError(field, what, remedy + "".join(f"\nerror: {f}: {w}; {r}" for f, (w, r) in others))
 
 
 def _explain_one(path: str, kind: str, msg: str, value: Any, ctx: Mapping[str, Any]) -> tuple[str, str]:
-    shown = repr(value) if len(repr(value)) < 60 else repr(value)[:57] + "..."
+    shown = " ".join(repr(value).split())
+    shown = shown if len(shown) < 60 else shown[:57] + "..."
     if kind == "extra_forbidden":
-        near = get_close_matches(path, known_paths(), n=1, cutoff=0.5)
-        return "no such key", f"nearest is {near[0]}" if near else f"keys are {', '.join(known_paths()[:6])}, ..."
+        return "no such key", _nearest_key(path)
     if kind == "missing":
-        return "is missing", "allowed: density, topk, trace, blockdiag" if path == "probe" else "give it"
+        return "is missing", f"allowed: {', '.join(PROBES)}" if path == "probe" else "give it"
     if kind == "literal_error":
-        allowed = str(ctx.get("expected", "")).replace("'", "").replace(" or ", ", ")
-        near = get_close_matches(str(value), [a.strip() for a in allowed.split(",")], n=1)
-        return f"{shown} is not allowed", f"allowed: {allowed}" + (f"; did you mean {near[0]}" if near else "")
-    if kind == "value_error":
-        return str(ctx.get("error", msg)), "leave it out"
-    text = msg[0].lower() + msg[1:]
-    return f"{shown} does not fit", text.replace("input should be", "it should be")
+        allowed = str(ctx.get("expected", "")).replace("'", "").replace(" or ", ", ").split(", ")
+        near = get_close_matches(str(value), allowed, n=1) if len(allowed) > 1 else []
+        return f"{shown} is not allowed", f"allowed: {', '.join(allowed)}" + (
+            f"; did you mean {near[0]}" if near else ""
+        )
+    if kind in ("model_type", "model_attributes_type"):
+        keys = ", ".join(list(_sections()[path].model_fields)[:3])
+        return "is empty" if value is None else f"{shown} is no mapping", f"write its keys below it ({keys}, ...)"
+    fits = _FITS.get(kind) or msg[0].lower() + msg[1:].replace(" after validation", "")
+    return f"{shown} does not fit", f"it should be {fits}".replace("it should be input should be", "it should be")
+
+
+def _any_of(remedies: list[str]) -> str:
+    """One remedy where a key may be of several types and has one fault for each."""
+    first, *others = dict.fromkeys(remedies)
+    return " or ".join([first, *(r.removeprefix("it should be ").removeprefix("allowed: ") for r in others)])
+
+
+def _nearest_key(path: str) -> str:
+    section, _, key = path.rpartition(".")
+    if section in _sections():
+        places = [f"{section}.{name}" for name in _sections()[section].model_fields]
+        near = [f"{section}.{name}" for name in get_close_matches(key, _sections()[section].model_fields, n=1)]
+    else:
+        places = [field.alias or name for name, field in Recipe.model_fields.items()]
+        near = get_close_matches(path, places, n=1)
+    near = near or get_close_matches(path, known_paths(), n=1, cutoff=0.75)
+    return f"did you mean {near[0]}?" if near else f"keys are {', '.join(places)}"
+
+
+_FITS = {
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "string_type": "text",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "too_short": "a list that is not empty",
+}

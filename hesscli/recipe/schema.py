@@ -1,5 +1,6 @@
 """The recipe: pydantic models whose fields are the options of the command line and the keys of the YAML."""
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -11,25 +12,26 @@ PresetName = Literal["quick", "standard", "publication"]
 Positive = Annotated[int, Field(ge=1)]
 
 # Budgets by preset and probe. Steps of topk are a ceiling: it stops when its pairs have converged.
-# Density: at 1e5 parameters and more one probe places the bulk (Chen, Trogdon and Ubaru 2021), several are for
-# the spread of the figures; steps set the resolution. Trace: the relative error falls as 1/sqrt(probes).
+# Density: steps for a run that finds the outliers, then as many for each probe; at 1e5 parameters and more one
+# probe places the bulk (Chen, Trogdon and Ubaru 2021), several are for the spread of the figures. Trace: half of
+# the products find what dominates, the other half samples the rest.
 PRESETS: dict[str, dict[str, dict[str, int]]] = {
     "quick": {
         "density": {"probes": 2, "steps": 20},
         "topk": {"steps": 40},
-        "trace": {"probes": 8},
+        "trace": {"probes": 8, "steps": 8},
         "blockdiag": {"probes": 2},
     },
     "standard": {
-        "density": {"probes": 4, "steps": 50},
+        "density": {"probes": 4, "steps": 40},
         "topk": {"steps": 100},
-        "trace": {"probes": 32},
+        "trace": {"probes": 16, "steps": 16},
         "blockdiag": {"probes": 5},
     },
     "publication": {
         "density": {"probes": 10, "steps": 100},
         "topk": {"steps": 200},
-        "trace": {"probes": 128},
+        "trace": {"probes": 64, "steps": 64},
         "blockdiag": {"probes": 16},
     },
 }
@@ -64,10 +66,10 @@ class DataSection(Section):
 
     id: str = Field("demo", description="hub id, file, folder, or demo (the embedded text)")
     config_name: str | None = Field(None, description="configuration of a hub data set")
-    split: str = Field("train", description="split")
+    split: str = Field("train", description="split of the data set")
     column: str | None = Field(None, description="column to read: input_ids if there is one, else text")
     revision: str | None = Field(None, description="revision of a hub data set")
-    limit: Positive = Field(64, description="sequences")
+    limit: Positive = Field(64, description="sequences, at most")
     max_length: Annotated[int, Field(ge=2)] | None = Field(
         None, description="tokens per sequence: 512, or the model's positions if those are fewer"
     )
@@ -79,9 +81,9 @@ class OperatorSection(Section):
     """The matrix and its product."""
 
     kind: Literal["hessian"] = Field("hessian", description="which curvature matrix")
-    product: Literal["auto", "double-backward"] = Field("auto", description="how the matrix is multiplied")
-    params: list[str] = Field(["*"], description="globs of parameters to take", min_length=1)
-    exclude: list[str] = Field([], description="globs of parameters to leave out")
+    product: Literal["auto", "double-backward"] = Field("auto", description="how it is multiplied with a vector")
+    params: list[str] = Field(["*"], description="parameters to take, a glob of names; repeat for more", min_length=1)
+    exclude: list[str] = Field([], description="parameters to leave out, likewise")
     by: Literal["layer", "module", "parameter"] = Field("layer", description="what a block is")
 
 
@@ -104,7 +106,7 @@ class OutputSection(Section):
     """Where the run is written."""
 
     dir: str = Field("outputs", description="folder of run folders")
-    plots: list[Literal["png", "svg"]] = Field(["png", "svg"], description="figure formats; none for no figure")
+    plots: list[Literal["png", "svg"]] = Field(["png", "svg"], description="figure formats: png, svg, or none")
 
     @model_validator(mode="before")
     @classmethod
@@ -119,10 +121,17 @@ class OutputSection(Section):
 READ_BY: dict[str, frozenset[str]] = {
     "density": frozenset({"probes", "steps", "reorthogonalise"}),
     "topk": frozenset({"steps", "k", "which", "tolerance"}),
-    "trace": frozenset({"probes"}),
+    "trace": frozenset({"probes", "steps"}),
     "blockdiag": frozenset({"probes"}),
 }
 COMMON = frozenset({"preset", "seed"})
+
+
+def unread(probe: str, keys: Iterable[str]) -> dict[str, str]:
+    """The keys of the estimator that the probe does not read, each with the words that say so."""
+    known = READ_BY[probe] | COMMON
+    what = f"is not read by {probe}, which reads {', '.join(sorted(known))}"
+    return {key: what for key in sorted(keys) if key in EstimatorSection.model_fields and key not in known}
 
 
 class Recipe(Section):
@@ -141,10 +150,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _estimator_is_read(self) -> "Recipe":
-        unread = sorted(self.estimator.model_fields_set - READ_BY[self.probe] - COMMON)
-        if unread:
-            known = ", ".join(sorted(READ_BY[self.probe] | COMMON))
-            msg = f"estimator.{unread[0]} is not read by {self.probe}, which reads {known}"
+        if faults := unread(self.probe, self.estimator.model_fields_set):
+            msg = "; ".join(f"estimator.{key} {what}" for key, what in faults.items())
             raise ValueError(msg)
         return self
 

@@ -9,7 +9,7 @@ from hesscli.linalg.space import ParameterSpace
 from hesscli.linalg.statistics import Estimate, mean_estimate
 from hesscli.probes.blockdiag import BlockDiagonal
 from hesscli.report import schema
-from hesscli.run.metrics import Metrics, root, sampled
+from hesscli.run.metrics import Metrics, sampled
 
 # Above this the products' own noise is as large as what the test looks for: no verdict is printed.
 LINEARITY_LIMIT = 0.05
@@ -24,7 +24,6 @@ def blockdiag_metrics(result: BlockDiagonal, *, noise: float) -> Metrics:
         "relative_error_std": _spread(result.relative_errors),
         "cosine_std": _spread(result.cosines),
         "off_block_fraction": sampled(result.off_block_fraction, precision=2 * noise),
-        "frobenius_norm": root(sampled(mean_estimate(result.squared_norms.sum(axis=(1, 2))), precision=0.0)),
     }
     for metric in out.values():
         metric.n["blocks"] = count

@@ -30,7 +30,7 @@ def _plain(name: str) -> str:
 
 def check_writable(root: Path) -> None:
     """Raises UsageError where runs cannot be written below `root`."""
-    existing = next((p for p in (root, *root.absolute().parents) if p.exists()), None)
+    existing = next((p for p in (root, *root.parents) if p.exists()), None)
     if existing is None or not existing.is_dir():
         raise UsageError("output.dir", f"{str(existing or root)!r} is not a folder", "give another with -o")
     if not os.access(existing, os.W_OK):
@@ -45,7 +45,11 @@ def part_folder(final: Path) -> Iterator[Path]:
     """
     part = final.with_name(final.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    try:
+        part.mkdir(parents=True)
+    except OSError as error:
+        what = f"{str(part.parent)!r} cannot be written ({error.strerror or error})"
+        raise UsageError("output.dir", what, "give another with -o") from error
     try:
         yield part
         shutil.rmtree(final, ignore_errors=True)

@@ -53,7 +53,7 @@ def estimator_settings(recipe: Recipe) -> dict[str, Any]:
     settings: dict[str, Any] = {"seed": estimator.seed}
     if recipe.probe != "topk":
         settings["probes"] = recipe.budget("probes")
-    if recipe.probe in ("topk", "density"):
+    if recipe.probe != "blockdiag":
         settings["steps"] = recipe.budget("steps")
     if recipe.probe == "topk":
         settings |= {"k": estimator.k, "which": estimator.which, "tolerance": estimator.tolerance}
@@ -91,19 +91,25 @@ def _topk(recipe: Recipe, _subject: Subject, operator: ObservedOperator, noise: 
 
 def _density(recipe: Recipe, subject: Subject, operator: ObservedOperator, noise: float, on_event: OnEvent) -> Findings:
     settings = estimator_settings(recipe)
+    space = subject.risk.space
+    steps = min(settings["steps"], space.dimension)
     if settings["reorthogonalise"] == "auto":
-        count = settings["probes"] * min(settings["steps"], operator.space.dimension)
-        settings["reorthogonalise"] = "full" if _basis_fits(subject.risk.space, count) else "none"
+        fits = _basis_fits(space, (settings["probes"] + 1) * steps)
+        settings["reorthogonalise"] = "full" if fits else "none"
+    deflate = _basis_fits(space, steps)
+    if not deflate:
+        on_event(_no_room("the outliers are sampled, not counted"))
     result = density(
         operator,
         probes=settings["probes"],
         steps=settings["steps"],
+        deflate=deflate,
         reorthogonalise=settings["reorthogonalise"] == "full",
         noise=noise,
         seed=settings["seed"],
         on_event=on_event,
     )
-    settings["steps_taken"] = result.num_steps
+    settings |= {"steps_taken": result.num_steps, "deflated": result.num_deflated}
     findings = Findings(settings, density_metrics(result, noise=noise))
     findings.spectrum = schema.Spectrum(
         nodes=[q.values.tolist() for q in result.quadratures],
@@ -113,6 +119,10 @@ def _density(recipe: Recipe, subject: Subject, operator: ObservedOperator, noise
         band=schema.Band(x=result.band.x.tolist(), low=result.band.low.tolist(), high=result.band.high.tolist()),
     )
     return findings
+
+
+def _no_room(consequence: str) -> Warned:
+    return Warned("no-deflation", f"a basis for deflation does not fit in memory: {consequence}")
 
 
 def _basis_fits(space: ParameterSpace, count: int) -> bool:
@@ -126,8 +136,17 @@ def _basis_fits(space: ParameterSpace, count: int) -> bool:
 
 def _trace(recipe: Recipe, subject: Subject, operator: ObservedOperator, noise: float, on_event: OnEvent) -> Findings:
     settings = estimator_settings(recipe)
-    parts = [b.parts for b in subject.blocks]
-    result = trace(operator, probes=settings["probes"], blocks=parts, seed=settings["seed"], on_event=on_event)
+    if not _basis_fits(subject.risk.space, settings["steps"]):
+        settings["steps"] = 0
+        on_event(_no_room("plain Hutchinson, whose interval is wider"))
+    result = trace(
+        operator,
+        probes=settings["probes"],
+        steps=settings["steps"],
+        blocks=[b.parts for b in subject.blocks],
+        seed=settings["seed"],
+        on_event=on_event,
+    )
     return Findings(
         settings,
         trace_metrics(result, noise=noise),

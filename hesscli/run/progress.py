@@ -21,7 +21,7 @@ class ProgressListener:
         self._begun = self._said = time.monotonic()
         self._task: TaskID | None = None
         self._bar: Progress | None = None
-        if console.is_terminal and not quiet:
+        if console.is_interactive and not quiet:
             self._bar = Progress(
                 TextColumn("{task.description:<10}"),
                 BarColumn(bar_width=28),

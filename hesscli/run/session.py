@@ -9,7 +9,7 @@ from hesscli import __version__
 from hesscli.curvature.choice import Choice, choose_product
 from hesscli.curvature.preflight import Preflight, check_product
 from hesscli.curvature.risk import EmpiricalRisk, LossValue
-from hesscli.errors import UntrustworthyError
+from hesscli.errors import UntrustworthyError, UsageError
 from hesscli.events import Event, Finished, Noted, OnEvent, Started, Warned
 from hesscli.recipe import Recipe
 from hesscli.recipe.document import dump
@@ -66,7 +66,7 @@ def run(recipe: Recipe, *, force: bool, on_event: OnEvent) -> Outcome:
     final = run_folder(root, model=identity.id, revision=identity.revision, probe=recipe.probe, run_id=run_id)
     if (final / "report.json").exists() and not force:
         on_event(Noted("an equal run is there already; --force measures again"))
-        return Outcome(read_report(final / "report.json"), final, fresh=False)
+        return Outcome(_read_again(final), final, fresh=False)
     with as_hess_error(), part_folder(final) as part:
         report = _measured(recipe, subject, run_id, listener, start)
         report.artifacts = draw(report, part, recipe.output.plots)
@@ -74,6 +74,13 @@ def run(recipe: Recipe, *, force: bool, on_event: OnEvent) -> Outcome:
         report.seconds = time.perf_counter() - start
         write_report(report, part / "report.json")
     return Outcome(report, final, fresh=True)
+
+
+def _read_again(final: Path) -> schema.Report:
+    try:
+        return read_report(final / "report.json")
+    except UsageError as error:
+        raise UsageError("output.dir", f"{final.name}/report.json: {error.what}", "--force measures again") from error
 
 
 def _facts(recipe: Recipe, subject: Subject) -> dict[str, object]:

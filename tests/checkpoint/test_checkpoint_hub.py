@@ -110,9 +110,10 @@ class Protocol(BaseHTTPRequestHandler):
             return self.answer(404, X_Error_Code="RevisionNotFound", X_Error_Message="Invalid rev id: " + name)
         folder = repository["commits"][commit]
         if api:
-            siblings = [{"rfilename": file.name} for file in sorted(folder.iterdir())]
+            names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+            siblings = [{"rfilename": name} for name in names]
             return self.answer(200, json.dumps({"id": id, "sha": commit, "siblings": siblings}).encode())
-        file = folder / rest[2]
+        file = folder / "/".join(rest[2:])
         if not file.is_file():
             return self.answer(404, X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
         body = file.read_bytes()
@@ -129,6 +130,8 @@ def hub(made_once, tmp_path_factory):
         (both / file.name).write_bytes(file.read_bytes())
     for extra in ("pytorch_model.bin", "README.md", "model.onnx", "consolidated.safetensors", "modeling_x.py"):
         (both / extra).write_bytes(b"never fetched")
+    (both / "original").mkdir()
+    (both / "original" / "params.json").write_bytes(b"never fetched")
     sharded = base / "sharded"
     sharded.mkdir()
     for file in [*(made_once / "tokenized").iterdir(), *(made_once / "sharded").iterdir()]:
@@ -216,6 +219,7 @@ def test_the_second_time_it_comes_from_the_cache_without_a_request(ask, hub, how
     first = ask("org/tiny")
     again = ask("org/tiny", **how)
     assert hub.requests == []
+    assert not any("hub_unreachable" in event for event in again["events"])
     assert {**again, "events": None} == {**first, "events": None}
     ask("org/tiny@old")
     assert ask("org/tiny", revision="old", **how)["commit"] == OLDER

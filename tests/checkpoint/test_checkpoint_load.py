@@ -7,10 +7,11 @@ import socket
 
 import pytest
 import torch
+from huggingface_hub.utils import are_progress_bars_disabled
 from transformers import (
     AutoModelForCausalLM,
-    BloomConfig,
-    BloomForCausalLM,
+    FalconConfig,
+    FalconForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     GPT2Config,
@@ -22,6 +23,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from hesscli.checkpoint.quiet import in_short, quiet
 from hesscli.demo import REVISIONS
 from hesscli.events import Warned
 
@@ -99,14 +101,15 @@ def test_positions_are_unlimited_where_the_architecture_has_none(load, tmp_path)
     MambaForCausalLM(MambaConfig(hidden_size=16, num_hidden_layers=1, vocab_size=64, state_size=4)).save_pretrained(
         tmp_path / "mamba"
     )
-    BloomForCausalLM(BloomConfig(hidden_size=16, n_layer=1, n_head=2, vocab_size=64)).save_pretrained(
-        tmp_path / "bloom"
-    )
+    falcon = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 64}
+    FalconForCausalLM(FalconConfig(**falcon, alibi=True)).save_pretrained(tmp_path / "alibi")
+    FalconForCausalLM(FalconConfig(**falcon, max_position_embeddings=48)).save_pretrained(tmp_path / "rotary")
     GPT2LMHeadModel(
         GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=64, n_positions=24, bos_token_id=0, eos_token_id=0)
     ).save_pretrained(tmp_path / "gpt2")
     assert load(tmp_path / "mamba").max_positions is None
-    assert load(tmp_path / "bloom").max_positions is None
+    assert load(tmp_path / "alibi").max_positions is None
+    assert load(tmp_path / "rotary").max_positions == 48
     assert load(tmp_path / "gpt2").max_positions == 24
 
 
@@ -205,6 +208,23 @@ def test_loading_is_silent_and_leaves_the_libraries_as_they_were(load, made_once
     assert logging.getLogger("huggingface_hub").level == before
     assert "DISABLE_SAFETENSORS_CONVERSION" not in os.environ
     assert capfd.readouterr() == ("", "")
+
+
+def test_quiet_turns_everything_off_and_then_back():
+    hub = logging.getLogger("huggingface_hub")
+    before = (hub.level, transformers_logging.get_verbosity(), are_progress_bars_disabled())
+    with quiet():
+        assert (hub.level, transformers_logging.get_verbosity()) == (logging.ERROR, transformers_logging.ERROR)
+        assert are_progress_bars_disabled()
+        assert not transformers_logging.is_progress_bar_enabled()
+    assert (hub.level, transformers_logging.get_verbosity(), are_progress_bars_disabled()) == before
+
+
+def test_the_words_of_a_library_are_quoted_in_one_line_without_addresses():
+    error = ValueError("\n  Cannot read https://hub/x?token=hf_secret  here.\nMore. " + "long " * 100)
+    assert in_short(error) == "Cannot read (address) here"
+    assert in_short(ValueError()) == "ValueError"
+    assert len(in_short(ValueError("long " * 100))) <= 160
 
 
 @pytest.mark.parametrize("revision", [None, *REVISIONS])

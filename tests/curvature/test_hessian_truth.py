@@ -65,14 +65,18 @@ def test_the_order_of_rows_does_not_change_the_product():
     turned = Slice(data.sequences[::-1], id="turned")
     risk = risk_of(tiny_model("llama"), turned, 2)
     v = risk.space.random("gaussian", seed=0, index=0)
-    assert relative(flat(HessianOperator(risk, keep_graph=True).matvec(v)), dense_hessian("llama") @ flat(v)) < TOLERANCE
+    assert (
+        relative(flat(HessianOperator(risk, keep_graph=True).matvec(v)), dense_hessian("llama") @ flat(v)) < TOLERANCE
+    )
     assert turned.fingerprint != data.fingerprint
 
 
 def test_sdpa_attention_gives_the_eager_product():
     risk = risk_of(tiny_model("llama", attention="sdpa"), ragged_slice(), 2)
     v = risk.space.random("gaussian", seed=0, index=0)
-    assert relative(flat(HessianOperator(risk, keep_graph=True).matvec(v)), dense_hessian("llama") @ flat(v)) < TOLERANCE
+    assert (
+        relative(flat(HessianOperator(risk, keep_graph=True).matvec(v)), dense_hessian("llama") @ flat(v)) < TOLERANCE
+    )
 
 
 def test_selected_parameters_give_the_diagonal_block():

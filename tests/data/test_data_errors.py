@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from characters import VOCAB_SIZE, load, make_tokenizer
 
+from hesscli.data.failures import Origin, translated
 from hesscli.errors import HessError, UsageError
 
 
@@ -129,6 +130,7 @@ def refused(dataset, **options):
 
 def assert_one_line(error, words, folder):
     message = str(error)
+    assert message.startswith(words[0])
     assert all(word in message for word in words), message
     assert "\n" not in message
     assert "; " in message
@@ -157,11 +159,14 @@ def save(folder, **files):
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        ({}, ["folder corpus is empty"]),
-        ({"a__xml": "<a/>", "b__py": "1"}, ["folder corpus holds no data, only .py, .xml"]),
-        ({"a__txt": "a", "b__txt": "b", "c__csv": "text\na\n"}, ["corpus mixes kinds of files (1 csv, 2 text)"]),
-        ({"a__txt": "", "b__txt": ""}, ["every file of folder corpus is empty"]),
-        ({"state__json": "{}", "data__arrow": "x"}, ["corpus was written by save_to_disk", "to_parquet"]),
+        ({}, ["dataset: folder corpus is empty"]),
+        ({"a__xml": "<a/>", "b__py": "1"}, ["dataset: folder corpus holds no data, only .py, .xml"]),
+        (
+            {"a__txt": "a", "b__txt": "b", "c__csv": "text\na\n"},
+            ["dataset: folder corpus mixes kinds of files (1 csv, 2 text)"],
+        ),
+        ({"a__txt": "", "b__txt": ""}, ["dataset: every file of folder corpus is empty"]),
+        ({"state__json": "{}", "data__arrow": "x"}, ["dataset: corpus was written by save_to_disk", "to_parquet"]),
     ],
 )
 def test_a_folder_that_is_not_of_one_kind_is_exit_2(tmp_path, files, words):
@@ -199,7 +204,9 @@ def test_the_nearest_file_is_named(tmp_path):
 
 @pytest.mark.parametrize("dataset", ["data/train.jsonl", "../data", "/data", "a/b/c", "corpus/", "x.csv.gz"])
 def test_what_is_written_like_a_path_never_goes_to_the_hub(dataset):
-    assert "no file or folder" in str(refused(dataset))
+    error = refused(dataset)
+    assert error.exit_code == 2
+    assert str(error).startswith(f"dataset: no file or folder {dataset!r}; ")
 
 
 @pytest.mark.parametrize(
@@ -238,6 +245,15 @@ def test_a_data_set_without_end_and_without_loss_terms_is_given_up(monkeypatch):
     monkeypatch.setattr(loading, "open_source", lambda *_a, **_k: Source(endless(), ("input_ids",), "big"))
     assert refused("org/big").field == "input_ids"
     assert len(read) == PATIENCE
+
+
+def test_messages_of_third_parties_lose_their_paths_and_their_further_lines(tmp_path):
+    raised = OSError(f"{tmp_path}/a.csv: row 3 is broken\nand more")
+    with pytest.raises(UsageError) as caught, translated(Origin("a.csv", kind="csv", root=str(tmp_path))):
+        raise raised
+    what = "dataset: a.csv cannot be read as csv: a.csv: row 3 is broken; mend the file at that place"
+    assert str(caught.value) == what
+    assert caught.value.__cause__ is raised
 
 
 def test_a_failure_of_the_tokenizer_is_passed_on(tmp_path):

@@ -4,12 +4,14 @@ import json
 import os
 from dataclasses import fields
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from characters import ids_of, load, no_tokenizer, spell
 
 from hesscli.data.source import quiet
+from hesscli.errors import UsageError
 
 # Words that a reader of tables may take for a missing value, and numbers in quotes.
 TEXTS = ["first line", "null", "NA", "", 'with, "quotes"', "last one of them"]
@@ -88,6 +90,15 @@ def test_a_folder_has_the_splits_that_its_files_are_named_after(tmp_path):
     assert ids_of(load(tmp_path, pack=False, split="test")) == [spell("held out")]
 
 
+def test_a_folder_of_tables_is_read_like_one_table(tmp_path):
+    write(tmp_path, ".csv", ["null", "a b"])
+    assert ids_of(load(tmp_path, pack=False)) == [spell("null"), spell("a b")]
+
+
+def test_the_case_of_an_extension_does_not_matter(tmp_path):
+    assert ids_of(load(write(tmp_path, ".jsonl").rename(tmp_path / "DATA.JSONL"), limit=1)) == [spell("first li")]
+
+
 def test_a_name_with_signs_of_a_pattern_is_one_file(tmp_path):
     write(tmp_path, ".txt", ["other"], "a1")
     assert ids_of(load(write(tmp_path, ".txt", ["mine"], "a[1]*"), pack=False)) == [spell("mine")]
@@ -117,14 +128,29 @@ def test_the_name_given_is_the_id(tmp_path):
     assert load(write(tmp_path, ".txt"), name="demo").id == "demo"
 
 
-def test_nothing_is_printed_and_the_settings_of_datasets_come_back(tmp_path, capfd):
-    import datasets
+def test_a_folder_may_hold_files_that_describe_its_data(tmp_path):
+    write(tmp_path, ".csv", ["aa"])
+    for name in ("README.md", "config.json", "dataset_infos.json"):
+        (tmp_path / name).write_text("{}")
+    assert ids_of(load(tmp_path, pack=False)) == [spell("aa")]
 
-    level, bars = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
-    with quiet():
-        assert datasets.are_progress_bars_disabled()
-    load(write(tmp_path, ".parquet"))
-    assert (datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()) == (level, bars)
+
+def test_datasets_is_silent_and_its_settings_come_back(tmp_path, capfd, spoken):
+    broken = write(tmp_path, ".jsonl")
+    broken.write_text("{oops\n")
+    level = datasets.logging.get_verbosity()
+    datasets.enable_progress_bars()
+    datasets.logging.set_verbosity_info()
+    try:
+        with quiet():
+            assert datasets.are_progress_bars_disabled()
+        with pytest.raises(UsageError):
+            load(broken)
+        assert not datasets.are_progress_bars_disabled()
+        assert datasets.logging.get_verbosity() == datasets.logging.INFO
+    finally:
+        datasets.logging.set_verbosity(level)
+    assert spoken == []
     assert capfd.readouterr() == ("", "")
 
 

@@ -3,6 +3,7 @@
 A server on this machine refuses as the hub does, `datasets` is made to raise the rest, and a cache is laid out by hand.
 """
 
+import os
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib import import_module
 from threading import Thread
@@ -10,6 +11,7 @@ from threading import Thread
 import datasets
 import pytest
 from characters import ids_of, load, spell
+from datasets.arrow_writer import ArrowWriter
 from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
 from huggingface_hub.errors import HfHubHTTPError
 
@@ -60,7 +62,7 @@ FAILURES = {
         2,
         ["config_name: org/name has no such configuration", "'de', 'en'"],
     ),
-    "anything else": (KeyError("strange\nsecond line"), 2, ["dataset: 'org/name' cannot be read"]),
+    "anything else": (TypeError("strange.\nMore"), 2, ["dataset: 'org/name' cannot be read: strange; give"]),
 }
 
 
@@ -127,7 +129,7 @@ def hub(tmp_path, monkeypatch, online):
         (403, "GatedRepo", "is gated; ask for access"),
         (401, "GatedRepo", "is gated; ask for access"),
         (404, "RevisionNotFound", "has no revision 'v9'"),
-        (418, "", "cannot be fetched"),
+        (418, "", "is no file or folder here and cannot be fetched"),
     ],
 )
 def test_a_refusal_of_the_hub_is_exit_6(hub, capfd, status, code, words):
@@ -136,6 +138,7 @@ def test_a_refusal_of_the_hub_is_exit_6(hub, capfd, status, code, words):
     assert error.exit_code == 6
     assert words in str(error), str(error)
     assert "\n" not in str(error)
+    assert os.getcwd() not in str(error)
     assert capfd.readouterr() == ("", "")
 
 
@@ -146,8 +149,6 @@ class Builder:
 
     def __init__(self, rows):
         self.rows = rows
-
-    column_names = None
 
     def as_streaming_dataset(self):
         return {"train": self}
@@ -221,3 +222,35 @@ def test_offline_a_card_alone_is_not_a_cached_data_set(empty_caches):
     download(empty_caches, {"README.md": "# about\n"})
     assert "is not cached" in str(refused(offline=True))
     assert "is not cached" in str(refused(offline=True, revision="main"))
+
+
+def cache_prepared(root, texts):
+    """The cache of `datasets` as it lies after a run that was not streamed."""
+    folder = root / "datasets" / "org___name" / "default" / "0.0.0" / COMMIT
+    folder.mkdir(parents=True)
+    prepared = datasets.Dataset.from_dict({"text": texts})
+    with ArrowWriter(path=str(folder / "name-train.arrow"), features=prepared.features) as writer:
+        writer.write_table(prepared.data.table)
+        writer.finalize()
+    split = {"name": "train", "num_examples": len(texts), "dataset_name": "name"}
+    info = datasets.DatasetInfo(
+        features=prepared.features,
+        splits={"train": split},
+        builder_name="json",
+        dataset_name="name",
+        config_name="default",
+        version="0.0.0",
+    )
+    info.write_to_directory(str(folder))
+
+
+@pytest.mark.parametrize("card", [False, True])
+def test_offline_what_datasets_has_prepared_is_read(empty_caches, card):
+    if card:
+        download(empty_caches, {"README.md": "# about\n"})
+    cache_prepared(empty_caches, ["abcdefgh", "ij"])
+    found = load("org/name", offline=True, pack=False)
+    assert ids_of(found) == [spell("abcdefgh"), spell("ij")]
+    assert found.revision == COMMIT
+    # It holds the latest that was prepared, whatever revision that was.
+    assert "at revision 'v1' is not cached" in str(refused(offline=True, revision="v1"))

@@ -105,7 +105,7 @@ def test_rows_with_and_without_a_mask_share_a_batch(tmp_path, order):
 
 
 def test_the_limit_counts_sequences_with_a_loss_term(tmp_path):
-    rows = [{"input_ids": ids} for ids in ([1], [], [1, 2], [3], [4, 5, 6], [7, 8])]
+    rows = [{"input_ids": ids} for ids in ([1], None, [1, 2], [], [4, 5, 6], [7, 8])]
     found = load(write(tmp_path / "rows.jsonl", rows), limit=2)
     assert ids_of(found) == [[1, 2], [4, 5, 6]]
     assert dict(found.notes) == {"rows-without-loss": "3 rows without a loss term took no part"}

@@ -18,7 +18,7 @@ class Placed(torch.Tensor):
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
-        places = {p for p in _places(args)}
+        places = set(_places(args))
         if len(places) > 1:
             raise AssertionError(f"{function.__name__} joined the places {sorted(places)}")
         out = super().__torch_function__(function, types, args, kwargs or {})

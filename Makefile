@@ -1,0 +1,41 @@
+# Two commands need nothing but Python 3.10 or newer: `make demo` measures, `make test` tests.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help demo test check bench format clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' Makefile | column -t -s '|'
+
+# torch comes first and by its exact version: an open range may fetch several GB that a CPU does not need.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("hess needs Python 3.10 or newer; give one with PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) "$$(grep '^torch==' constraints.txt)"
+	$(INSTALL) -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed  ## measure the spectral density of the embedded checkpoint
+	$(BIN)/hess density demo
+
+test: $(VENV)/.installed  ## the tests, all of them
+	$(BIN)/python -m pytest -n 2
+
+check: $(VENV)/.installed  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed  ## put the code in its format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed  ## cost of a product in gradients, beside other libraries
+	$(INSTALL) --no-deps hessian-eigenthings curvlinops-for-pytorch
+	$(INSTALL) einops einconv
+	$(BIN)/python -m tests.benchmark
+
+clean:  ## remove what make made
+	rm -rf $(VENV) build *.egg-info .ruff_cache .mypy_cache .pytest_cache

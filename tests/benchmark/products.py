@@ -1,0 +1,123 @@
+"""The gradient, hess's products and the peers', each as a function without arguments.
+
+A product is made from a subject and a vector, and returns its result in its library's own form: parts, or
+one flat vector. Making it, and bringing the vector to that form, is not timed.
+"""
+
+import warnings
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers.activations import SiLUActivation
+
+from hesscli.curvature.double_backward import HessianOperator
+from hesscli.data import IGNORED
+
+
+class _PlainSiLU(nn.Module):
+    """SiLU from primitives: the backward of torch's own has no forward derivative outside grad mode."""
+
+    def forward(self, x):
+        return x * torch.sigmoid(x)
+
+
+class _Logits(nn.Module):
+    """A model as the peers want it: token ids in, one row of logits per position out."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids):
+        return self.model(input_ids=ids, use_cache=False).logits.flatten(0, 1)
+
+
+def _tensors(subject):
+    """Token ids and flat targets. Rows are full, so that no peer needs an attention mask."""
+    ids, mask = subject.batch.inputs["input_ids"], subject.batch.inputs.get("attention_mask")
+    if mask is not None and not bool(mask.all()):
+        msg = "the benchmark wants rows of one length"
+        raise ValueError(msg)
+    return ids, subject.batch.targets.flatten()
+
+
+def _flat(parts):
+    return torch.cat([part.reshape(-1) for part in parts])
+
+
+def mean_loss(model, batch):
+    """The mean cross-entropy over the batch's loss terms."""
+    ids, targets = batch
+    return functional.cross_entropy(model(ids), targets, ignore_index=IGNORED)
+
+
+def gradient(subject):
+    """Loss and gradient: the unit of the table."""
+    model, batch = _Logits(subject.own_model()), _tensors(subject)
+    parameters = list(model.parameters())
+    return lambda: torch.autograd.grad(mean_loss(model, batch), parameters)
+
+
+def hess_made_again(subject, v):
+    operator = HessianOperator(subject.risk(), keep_graph=False)
+    return lambda: operator.matvec(v)
+
+
+def hess_kept(subject, v):
+    operator = HessianOperator(subject.risk(), keep_graph=True)
+    return lambda: operator.matvec(v)
+
+
+def _eigenthings(subject, v, method):
+    from hessian_eigenthings.operators.hessian import HessianOperator as Peer
+
+    operator = Peer(_Logits(subject.own_model()), [_tensors(subject)], mean_loss, method=method)
+    flat = _flat(v)
+    return lambda: operator.matvec(flat)
+
+
+def eigenthings_autograd(subject, v):
+    return _eigenthings(subject, v, "autograd")
+
+
+def eigenthings_difference(subject, v):
+    return _eigenthings(subject, v, "finite_difference")
+
+
+def curvlinops(subject, v):
+    """Forward over reverse under no_grad; it cannot take torch's SiLU, so its copy of the model has another."""
+    from curvlinops import HessianLinearOperator
+
+    model, flat = _Logits(subject.own_model()), _flat(v)
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, (nn.SiLU, SiLUActivation)):
+                setattr(module, name, _PlainSiLU())
+    criterion = nn.CrossEntropyLoss(ignore_index=IGNORED)
+    operator = HessianLinearOperator(
+        model, criterion, list(model.parameters()), [_tensors(subject)], check_deterministic=False
+    )
+    return lambda: operator @ flat
+
+
+def pyhessian(subject, v):
+    """On one batch it keeps the graph, as hess does."""
+    from pyhessian import hessian
+    from pyhessian.utils import hessian_vector_product
+
+    criterion = nn.CrossEntropyLoss(ignore_index=IGNORED)
+    with warnings.catch_warnings(action="ignore"):  # backward(create_graph=True) is warned of
+        kept = hessian(_Logits(subject.own_model()), criterion, data=_tensors(subject), cuda=False)
+    return lambda: hessian_vector_product(kept.gradsH, kept.params, v)
+
+
+# name: (how it is made, the package it needs, the relative difference that is let pass)
+PRODUCTS = {
+    "hess, double backward": (hess_made_again, "hesscli", 1e-4),
+    "hess, graph kept": (hess_kept, "hesscli", 1e-4),
+    "hessian-eigenthings, autograd": (eigenthings_autograd, "hessian_eigenthings", 1e-4),
+    "hessian-eigenthings, finite difference": (eigenthings_difference, "hessian_eigenthings", 1e-2),
+    "curvlinops, SiLU from primitives": (curvlinops, "curvlinops", 1e-4),
+    "PyHessian, graph kept": (pyhessian, "pyhessian", 1e-4),
+}

@@ -1,0 +1,85 @@
+# ruff: noqa: E501 - one verb, one row
+"""What can be typed, held word by word: scripts and recipes of other people hold on to it."""
+
+import pytest
+import typer
+
+from hesscli.cli.app import app
+from hesscli.recipe.document import known_paths
+
+OUTPUT = "--force --help --json --output-dir --plots --print-config --quiet --report --strict -h -o -q"
+MODEL = "--allow-pickle --attn --device-map --dtype --max-memory --offline --placement --revision --task --trust-remote-code"
+DATA = "--batch-size --column --config-name --dataset --dataset-revision --limit --max-length --no-pack --pack --split -L -b -d"
+SHARED = f"{MODEL} {DATA} {OUTPUT} --operator --product --params --exclude --preset --seed"
+OPTIONS = {
+    "": "--help --version -V -h",
+    "density": f"{SHARED} --probes --reorthogonalise --steps",
+    "topk": f"{SHARED} --k --steps --tolerance --which -k",
+    "trace": f"{SHARED} --by --probes --steps",
+    "blockdiag": f"{SHARED} --by --probes",
+    "run": "--force --help --json --print-config --quiet --report --strict -h -q",
+    "plot": "--help --output-dir --plots -h -o",
+    "schema": "--help -h",
+}
+KEYS = {
+    "": "name probe schema",
+    "model": "allow_pickle attn device_map dtype id max_memory offline placement revision task trust_remote_code",
+    "data": "batch_size column config_name id limit max_length pack revision split",
+    "operator": "by exclude kind params product",
+    "estimator": "k preset probes reorthogonalise seed steps tolerance which",
+    "output": "dir plots",
+}
+COMMAND = typer.main.get_command(app)
+
+
+def spelled(command):
+    context = command.make_context("hess", [], resilient_parsing=True)
+    options = [p for p in command.get_params(context) if p.param_type_name == "option"]
+    return sorted({name for p in options for name in (*p.opts, *p.secondary_opts)})
+
+
+def test_the_verbs_are_these():
+    assert list(COMMAND.commands) == [verb for verb in OPTIONS if verb]
+
+
+@pytest.mark.parametrize("verb", OPTIONS)
+def test_the_options_of_a_verb_are_these(verb):
+    command = COMMAND.commands[verb] if verb else COMMAND
+    assert spelled(command) == sorted(OPTIONS[verb].split())
+
+
+@pytest.mark.parametrize("section", KEYS)
+def test_the_keys_of_a_recipe_are_these(section):
+    found = sorted(path.rpartition(".")[2] for path in known_paths() if path.rpartition(".")[0] == section)
+    assert found == KEYS[section].split()
+
+
+@pytest.mark.parametrize("verb", [verb for verb in OPTIONS if verb])
+@pytest.mark.parametrize("columns", [80, 120])
+def test_help_fits_the_terminal_and_shows_each_option_with_its_default(verb, columns, hess, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERMINAL_WIDTH", str(columns))
+    ended = hess(verb, "--help")
+    assert ended.code == 0
+    assert max(map(len, ended.out.splitlines())) <= columns
+    for option in (name for name in OPTIONS[verb].split() if name.startswith("--")):
+        assert option in ended.out
+    if verb in ("density", "topk", "trace", "blockdiag"):
+        panels = [ended.out.index(f"─ {panel} ─") for panel in ("Model", "Data", "Operator", "Estimator", "Output")]
+        assert panels == sorted(panels)
+        for default in ("[float32]", "[64]", "[outputs]", "[standard]", "[*]", "[on]"):
+            assert default in ended.out
+
+
+def test_hess_alone_shows_its_help_and_ends_in_2(hess):
+    ended = hess()
+    assert ended.code == 2
+    assert all(verb in ended.out for verb in OPTIONS)
+    assert ended.err == ""
+
+
+def test_version_is_one_word_after_the_name(hess):
+    assert hess("-V").out == hess("--version").out
+    name, version = hess("-V").out.split()
+    assert name == "hess"
+    assert version[0].isdigit()

@@ -1,0 +1,110 @@
+"""topk: right values, right flags, nothing shown as converged that is not."""
+
+import numpy as np
+import pytest
+from minimal import DenseOperator, language_model_spectrum, with_spectrum
+from tiny import CONFIGS, ragged_slice, risk_of, spectrum_of, tiny_model
+
+from hesscli.curvature.double_backward import HessianOperator
+from hesscli.events import ignore
+from hesscli.linalg.status import Status
+from hesscli.probes.topk import topk
+
+
+def run(operator, **options):
+    settings = {"k": 5, "which": "both", "max_steps": 100, "tolerance": 1e-3, "seed": 0, "on_event": ignore}
+    return topk(operator, **{**settings, **options})
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_both_ends_agree_with_the_dense_hessian(name):
+    operator = HessianOperator(risk_of(tiny_model(name), ragged_slice(), 3), keep_graph=True)
+    result = run(operator, k=3)
+    truth = spectrum_of(name)
+    values = np.array([p.value for p in result.pairs])
+    assert result.status is Status.CONVERGED
+    assert values == pytest.approx(np.concatenate([truth[::-1][:3], truth[:3][::-1]]), rel=1e-4)
+    rounding = 1e-6 * np.abs(truth).max()
+    for pair in result.pairs:
+        assert np.abs(truth - pair.value).min() <= pair.bar + rounding
+
+
+def test_a_language_model_spectrum_gives_its_outliers():
+    eigenvalues = language_model_spectrum(600)
+    result = run(with_spectrum(eigenvalues), k=5)
+    truth = np.sort(eigenvalues)
+    expected = np.concatenate([truth[::-1][:5], truth[:5][::-1]])
+    assert [p.value for p in result.pairs] == pytest.approx(expected.tolist(), rel=1e-6)
+    assert all(p.converged for p in result.pairs)
+    assert result.num_high == 5
+    assert result.num_steps < 60
+    assert result.orthogonality_loss < 1e-12
+
+
+def test_values_of_alternating_sign_are_not_mixed_up():
+    # Power iteration with deflation returns 7.51, 9.78 and -7.42 here.
+    result = run(with_spectrum([10, -9.9, 9.8, 5, *np.linspace(0, 1, 80)]), k=2)
+    assert [p.value for p in result.pairs] == pytest.approx([10, 9.8, 0, -9.9], abs=1e-3)
+
+
+def test_one_large_eigenvalue_is_reported_once():
+    # Lanczos without reorthogonalisation returns eight copies of 100, all of them converged.
+    result = run(with_spectrum([100, 90, 80, *np.linspace(0, 1, 150)]), k=8, which="largest", max_steps=80)
+    values = np.array([p.value for p in result.pairs])
+    assert values[:3] == pytest.approx([100, 90, 80], rel=1e-8)
+    assert (values[3:] <= 1 + 1e-9).all()
+
+
+def test_no_value_lies_beyond_the_spectrum_after_breakdown():
+    # Going on through a breakdown gives 101.47 above a maximum of 100.
+    result = run(with_spectrum([100.0] * 10 + [50.0] * 30 + [1.0] * 30 + [-3.0] * 10), k=3)
+    values = [p.value for p in result.pairs]
+    assert max(values) == pytest.approx(100, abs=1e-9)
+    assert min(values) == pytest.approx(-3, abs=1e-9)
+
+
+def test_copies_of_a_multiple_eigenvalue_appear_once_the_krylov_space_is_exhausted():
+    result = run(with_spectrum([5.0] * 3 + [1.0] * 40), k=3, which="largest", max_steps=43)
+    assert [p.value for p in result.pairs] == pytest.approx([5, 5, 5], abs=1e-9)
+
+
+def test_a_budget_that_is_too_small_marks_what_did_not_converge():
+    operator = with_spectrum(language_model_spectrum(600))
+    result = run(operator, k=8, max_steps=12)
+    assert result.status is Status.BUDGET_SPENT
+    flags = [p.converged for p in result.pairs]
+    assert flags[0]
+    assert not all(flags)
+    for pair in result.pairs:
+        assert pair.converged == (pair.residual_norm <= 1e-3 * abs(pair.value) + 1e-12)
+
+
+def test_residuals_come_from_products_of_their_own():
+    # Every product of the basis is off by a fixed small vector: Lanczos itself cannot see it, certification does.
+    eigenvalues = language_model_spectrum(300)
+    exact = with_spectrum(eigenvalues)
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal(exact.matrix.shape) * 0.02
+    noisy = DenseOperator(exact.matrix + noise, exact.space)
+    result = run(noisy, k=2, tolerance=1e-6)
+    assert result.asymmetry > 1e-6
+    assert not result.pairs[0].converged
+
+
+def test_the_whole_spectrum_of_a_small_matrix():
+    eigenvalues = [-2.0, -1.0, 0.5, 3.0, 4.0]
+    result = run(with_spectrum(eigenvalues, sizes=[2, 1, 2]), k=5)
+    assert sorted(p.value for p in result.pairs) == pytest.approx(eigenvalues, abs=1e-10)
+    assert result.status in (Status.SPACE_EXHAUSTED, Status.CONVERGED)
+
+
+def test_one_end_alone():
+    operator = with_spectrum(language_model_spectrum(300))
+    assert all(p.value > 0 for p in run(operator, which="largest", k=2).pairs)
+    assert all(p.value < 0 for p in run(operator, which="smallest", k=2).pairs)
+
+
+def test_cost_is_steps_and_one_product_a_pair():
+    operator = with_spectrum(language_model_spectrum(300))
+    result = run(operator, k=4)
+    assert operator.num_matvecs == result.num_steps + 8
