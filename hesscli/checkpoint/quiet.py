@@ -43,8 +43,8 @@ def quiet() -> Iterator[None]:
             transformers_logging.set_verbosity(verbosity)
             if bars:
                 transformers_logging.enable_progress_bar()
-            if hub_bars:
-                enable_progress_bars()
+            # Last: transformers switches the hub's bars along with its own.
+            (enable_progress_bars if hub_bars else disable_progress_bars)()
             if conversion is None:
                 del os.environ[_NO_CONVERSION]
             else:

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 import torch
-from huggingface_hub.utils import are_progress_bars_disabled
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from transformers import (
     AutoModelForCausalLM,
     FalconConfig,
@@ -210,7 +210,10 @@ def test_loading_is_silent_and_leaves_the_libraries_as_they_were(load, made_once
     assert capfd.readouterr() == ("", "")
 
 
-def test_quiet_turns_everything_off_and_then_back():
+@pytest.mark.parametrize("bars", [True, False])
+def test_quiet_turns_everything_off_and_then_back(bars, request):
+    request.addfinalizer(enable_progress_bars)
+    (enable_progress_bars if bars else disable_progress_bars)()
     hub = logging.getLogger("huggingface_hub")
     before = (hub.level, transformers_logging.get_verbosity(), are_progress_bars_disabled())
     with quiet():
