@@ -32,10 +32,12 @@ format: $(VENV)/.installed  ## put the code in its format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# curvlinops comes without its requirements, one of which would replace torch; the extra has those that it needs.
+# Options of the benchmark go into BENCH, such as BENCH='--model demo --repeats 15'.
 bench: $(VENV)/.installed  ## cost of a product in gradients, beside other libraries
-	$(INSTALL) --no-deps hessian-eigenthings curvlinops-for-pytorch
-	$(INSTALL) einops einconv
-	$(BIN)/python -m tests.benchmark
+	$(INSTALL) -e '.[bench]'
+	$(INSTALL) --no-deps curvlinops-for-pytorch==3.0.1
+	$(BIN)/python tests/benchmark $(BENCH)
 
 clean:  ## remove what make made
 	rm -rf $(VENV) build *.egg-info .ruff_cache .mypy_cache .pytest_cache

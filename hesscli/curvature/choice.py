@@ -1,25 +1,83 @@
 """Which product to use: decided from memory that was measured, and said in one line."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from hesscli.checkpoint.memory import available_bytes
 from hesscli.curvature.double_backward import HessianOperator
+from hesscli.curvature.layered import LayeredHessianOperator
 from hesscli.curvature.risk import EmpiricalRisk
+from hesscli.curvature.stack import Stack, UnknownStructureError, find_stack
+from hesscli.data.slice import Batch
+from hesscli.linalg.operator import LinearOperator
+from hesscli.linalg.space import ParameterVector
 
-# Kept graphs may take this part of what is free: the rest is for vectors, the basis and the system.
+ProductName = Literal["auto", "double-backward", "layered"]
+
+# Graphs may take this part of what is free: the rest is for vectors, the basis and the system.
 _SHARE = 0.5
+
+Bytes = Mapping[torch.device, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
     """An operator, the name of its product and the reason for it."""
 
-    operator: HessianOperator
+    operator: LinearOperator[ParameterVector]
     product: str
     why: str
+
+
+def choose_product(risk: EmpiricalRisk, *, product: ProductName) -> Choice:
+    """The exact Hessian by the fastest product that fits the memory found, or by the one that is asked for.
+
+    In gradients: double backward with its graph kept costs 2 a product, without 3, layered 4. Where layers are
+    not understood, layered gives way to double backward and says so.
+    """
+    if product == "layered":
+        return _layered(risk, "as asked, 4 gradients each")
+    batch, everything = graph_bytes(risk)
+    tight = max(batch, key=lambda device: everything[device] / max(1, available_bytes(device)))
+    free = f"{_size(available_bytes(tight))} free on {tight}"
+    if _fits(everything):
+        why = f"graph kept between products, 2 gradients each: {_size(everything[tight])} measured against {free}"
+        return Choice(HessianOperator(risk, keep_graph=True), "double-backward", why)
+    measured = f"a batch's graph of {_size(batch[tight])} measured against {free}"
+    if product == "double-backward" or _fits(batch):
+        why = f"graph made again for each product, 3 gradients each: {measured}"
+        return Choice(HessianOperator(risk, keep_graph=False), "double-backward", why)
+    return _layered(risk, f"one layer at a time, 4 gradients each: {measured}")
+
+
+def _layered(risk: EmpiricalRisk, why: str) -> Choice:
+    try:
+        stack = _checked_stack(risk)
+    except UnknownStructureError as reason:
+        operator = HessianOperator(risk, keep_graph=False)
+        return Choice(operator, "double-backward", f"layered is not possible ({reason}), 3 gradients each")
+    return Choice(LayeredHessianOperator(risk, stack), "layered", why)
+
+
+def _checked_stack(risk: EmpiricalRisk) -> Stack:
+    """The stack, after one product on one row: operations without a forward derivative show there."""
+    stack = find_stack(risk.model, risk.batches[0])
+    row = _first_row(risk)
+    try:
+        LayeredHessianOperator(row, stack).matvec(row.space.random("rademacher", seed=0, index=0))
+    except (NotImplementedError, RuntimeError) as error:
+        raise UnknownStructureError(" ".join(str(error).split())[:120]) from error
+    return stack
+
+
+def _first_row(risk: EmpiricalRisk) -> EmpiricalRisk:
+    first = risk.batches[0]
+    row = Batch({name: value[:1] for name, value in first.inputs.items()}, first.targets[:1])
+    return risk.on([row])
 
 
 class _SavedBytes:
@@ -27,7 +85,7 @@ class _SavedBytes:
 
     def __init__(self, parameters: tuple[torch.Tensor, ...]) -> None:
         self._seen = {p.untyped_storage().data_ptr() for p in parameters}
-        self.by_device: dict[torch.device, int] = {}
+        self.by_device: dict[torch.device, int] = {p.device: 0 for p in parameters}
 
     def pack(self, tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -37,41 +95,28 @@ class _SavedBytes:
         return tensor
 
 
-def graph_bytes(risk: EmpiricalRisk) -> dict[torch.device, int]:
-    """Bytes that the graphs of all batches would hold by device, scaled up from the first batch by tokens.
+def graph_bytes(risk: EmpiricalRisk) -> tuple[Bytes, Bytes]:
+    """Bytes by device that double backward's graph holds for the largest batch, and for all batches together.
 
-    Costs one product on the first batch. Beside the saved activations each batch keeps a gradient.
+    Measured on one row (one product) and scaled by tokens. With each batch's graph goes a gradient.
     """
-    first = EmpiricalRisk(
-        risk.model,
-        risk.batches[:1],
-        names=risk.space.names,
-        parameters=risk.parameters,
-        input_device=risk.input_device,
-    )
+    row = _first_row(risk)
     saved = _SavedBytes(tuple(risk.model.parameters()))
     with saved_tensors_hooks(saved.pack, lambda tensor: tensor):
-        HessianOperator(first, keep_graph=False).matvec(first.space.zeros())
-    tokens = sum(b.targets.numel() for b in risk.batches) / risk.batches[0].targets.numel()
-    total = {device: int(count * tokens) for device, count in saved.by_device.items()}
-    for p in risk.parameters:
-        total[p.device] = total.get(p.device, 0) + p.nbytes * len(risk.batches)
-    return total
+        HessianOperator(row, keep_graph=False).matvec(row.space.zeros())
+    tokens = row.batches[0].targets.numel()
+    sizes = [b.targets.numel() / tokens for b in risk.batches]
+    gradient = {device: sum(p.nbytes for p in risk.parameters if p.device == device) for device in saved.by_device}
+    batch = {device: int(count * max(sizes)) + gradient[device] for device, count in saved.by_device.items()}
+    everything = {
+        device: int(count * sum(sizes)) + gradient[device] * len(sizes) for device, count in saved.by_device.items()
+    }
+    return batch, everything
 
 
-def choose_product(risk: EmpiricalRisk) -> Choice:
-    """The exact Hessian by double backward, its graph kept between products where the memory found allows it."""
-    needed = graph_bytes(risk)
-    free = {device: available_bytes(device) for device in needed}
-    fits = all(needed[device] <= _SHARE * free[device] for device in needed)
-    tight = max(needed, key=lambda device: needed[device] / max(1, free[device]))
-    figures = f"{_gib(needed[tight])} measured against {_gib(free[tight])} free on {tight}"
-    if fits:
-        why = f"graph kept between products, 2 gradients each: {figures}"
-    else:
-        why = f"graph made again for each product, 3 gradients each: {figures}"
-    return Choice(HessianOperator(risk, keep_graph=fits), "double-backward", why)
+def _fits(needed: Bytes) -> bool:
+    return all(count <= _SHARE * available_bytes(device) for device, count in needed.items())
 
 
-def _gib(count: int) -> str:
+def _size(count: int) -> str:
     return f"{count / 2**30:.2f} GiB" if count >= 2**28 else f"{count / 2**20:.1f} MiB"

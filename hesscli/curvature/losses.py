@@ -1,6 +1,7 @@
 """The loss of a batch as a sum over its terms; the division by their global number is made elsewhere, once."""
 
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,27 +13,29 @@ from hesscli.data.slice import IGNORED, Batch
 _CHUNK = 4096  # positions whose logits are brought to float32 at a time
 
 
+def logits_of(output: Any) -> torch.Tensor:
+    """The scores over the vocabulary in a causal language model's output, (rows, length, vocabulary)."""
+    logits: torch.Tensor = output.logits
+    return logits
+
+
+def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The cross-entropy in nats at each position, (positions,) in float32 or wider; 0 where there is no term."""
+    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    return functional.cross_entropy(logits.to(wide), targets, reduction="none", ignore_index=IGNORED)
+
+
 def cross_entropy_terms(model: nn.Module, batch: Batch, input_device: torch.device) -> torch.Tensor:
-    """The cross-entropy in nats at each position, (rows, length) in float32 or wider; 0 where there is no term.
+    """The cross-entropy in nats at each position of a batch, (rows, length).
 
     The model's own loss is not used: it is a mean over the batch, may add auxiliary terms, and is float32
     even for a float64 model.
     """
     inputs = {name: value.to(input_device) for name, value in batch.inputs.items()}
-    logits = model(**inputs, use_cache=False).logits
-    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    logits = logits_of(model(**inputs, use_cache=False))
     targets = batch.targets.to(logits.device).flatten()
-    flat = logits.flatten(0, 1)
-    terms = [
-        functional.cross_entropy(
-            flat[start : start + _CHUNK].to(wide),
-            targets[start : start + _CHUNK],
-            reduction="none",
-            ignore_index=IGNORED,
-        )
-        for start in range(0, targets.numel(), _CHUNK)
-    ]
-    return torch.cat(terms).view(batch.targets.shape)
+    parts = zip(logits.flatten(0, 1).split(_CHUNK), targets.split(_CHUNK), strict=True)
+    return torch.cat([cross_entropy(scores, part) for scores, part in parts]).view(batch.targets.shape)
 
 
 def twice_differentiable_attention() -> AbstractContextManager[None]:

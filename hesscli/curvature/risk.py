@@ -45,6 +45,16 @@ class EmpiricalRisk:
         for p in model.parameters():
             p.requires_grad_(id(p) in chosen)
 
+    def on(self, batches: Sequence[Batch]) -> "EmpiricalRisk":
+        """The same model and parameters on other batches, with their own number of terms as divisor."""
+        return EmpiricalRisk(
+            self.model,
+            batches,
+            names=self.space.names,
+            parameters=self.parameters,
+            input_device=self.input_device,
+        )
+
     def batch_loss(self, batch: Batch) -> torch.Tensor:
         """The sum of the loss over one batch's terms, with a graph."""
         return cross_entropy_terms(self.model, batch, self.input_device).sum()

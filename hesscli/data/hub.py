@@ -1,6 +1,7 @@
 """A data set on the hub, or what is cached of one where there is no network."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 
@@ -15,7 +16,12 @@ def open_builder(
     import datasets
 
     if not offline:
-        return _with_commit(datasets.load_dataset_builder(dataset, name=config_name, revision=revision))
+        builder = datasets.load_dataset_builder(dataset, name=config_name, revision=revision)
+        if revision is not None and type(builder).__name__ == "Cache":
+            # Where the hub does not answer, `datasets` takes the latest that it prepared, of any revision.
+            message = "the hub does not answer, and what is cached may be another revision"
+            raise ConnectionError(message)
+        return _with_commit(builder)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -27,7 +33,7 @@ def open_builder(
         if revision is not None:
             raise
     else:
-        return builder, folder.rsplit("/", 1)[-1]
+        return builder, Path(folder).name
     before = datasets.config.HF_HUB_OFFLINE
     datasets.config.HF_HUB_OFFLINE = True
     try:

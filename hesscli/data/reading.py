@@ -31,7 +31,7 @@ def read_as_they_stand(source: Source, *, limit: int, bounds: Bounds, on_event: 
     )
     if not kept:
         field = "labels" if "labels" in source.columns else "input_ids"
-        why = "every label is -100 or padding" if field == "labels" else "they hold fewer than two tokens"
+        why = "every label is -100 or padding" if field == "labels" else "no two tokens follow each other"
         what = f"none of the {passed} rows of {source.name} has a loss term: {why}"
         raise UsageError(field, what, "give rows with something to predict")
     found = note.passed_over(passed) + note.unused(source.columns)

@@ -81,7 +81,9 @@ class OperatorSection(Section):
     """The matrix and its product."""
 
     kind: Literal["hessian"] = Field("hessian", description="which curvature matrix")
-    product: Literal["auto", "double-backward"] = Field("auto", description="how it is multiplied with a vector")
+    product: Literal["auto", "double-backward", "layered"] = Field(
+        "auto", description="how it is multiplied with a vector"
+    )
     params: list[str] = Field(["*"], description="parameters to take, a glob of names; repeat for more", min_length=1)
     exclude: list[str] = Field([], description="parameters to leave out, likewise")
     by: Literal["layer", "module", "parameter"] = Field("layer", description="what a block is")

@@ -102,7 +102,7 @@ def _facts(recipe: Recipe, subject: Subject) -> dict[str, object]:
 
 
 def _measured(recipe: Recipe, subject: Subject, run_id: str, listener: _Listener, start: float) -> schema.Report:
-    choice = choose_product(subject.risk)
+    choice = choose_product(subject.risk, product=recipe.operator.product)
     listener(Noted(f"{choice.product}: {choice.why}"))
     operator = ObservedOperator(choice.operator, subject.risk.space)
     findings = Findings(estimator_settings(recipe))

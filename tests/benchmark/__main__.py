@@ -57,7 +57,7 @@ def main():
     for subject, _ in tables:
         sys.stdout.write(f"- {subject}\n")
     sys.stdout.write(
-        f"- torch {torch.__version__}, {torch.get_num_threads()} threads, {os.cpu_count()} cores "
+        f"- torch {torch.__version__}, threads {torch.get_num_threads()}, cores {os.cpu_count()} "
         f"({platform.machine()}), float32, eager attention, {arguments.repeats} turns, "
         f"{'processor' if arguments.cpu_time else 'wall-clock'} seconds\n"
     )

@@ -22,10 +22,9 @@ class Row:
 
 
 def _distance(result, truth):
-    parts = truth if torch.is_tensor(result) else zip(result, truth, strict=True)
-    if torch.is_tensor(result):
-        parts = zip(result.split([t.numel() for t in truth]), truth, strict=True)
-    squares = sum(float((r.detach().reshape(-1) - t.reshape(-1)).double().square().sum()) for r, t in parts)
+    parts = result.split([t.numel() for t in truth]) if torch.is_tensor(result) else result
+    pairs = zip(parts, truth, strict=True)
+    squares = sum(float((p.detach().reshape(-1) - t.reshape(-1)).double().square().sum()) for p, t in pairs)
     return (squares / sum(float(t.double().square().sum()) for t in truth)) ** 0.5
 
 
@@ -50,6 +49,8 @@ def measure(subject, repeats, *, clock, say):
             product = make(subject, v)
             result = product()
         except Exception as error:  # whatever a peer raises on this model is its row
+            if truth is None:
+                raise
             row.reason = _in_short(error)
             continue
         if truth is None:

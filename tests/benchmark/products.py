@@ -107,7 +107,8 @@ def pyhessian(subject, v):
     from pyhessian.utils import hessian_vector_product
 
     criterion = nn.CrossEntropyLoss(ignore_index=IGNORED)
-    with warnings.catch_warnings(action="ignore"):  # backward(create_graph=True) is warned of
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # backward(create_graph=True) is warned of
         kept = hessian(_Logits(subject.own_model()), criterion, data=_tensors(subject), cuda=False)
     return lambda: hessian_vector_product(kept.gradsH, kept.params, v)
 

@@ -1,6 +1,7 @@
 # ruff: noqa: E501 - one case, one row
 """Every bad input is its exit code and one line that names the field and what to do, and leaves nothing behind."""
 
+import errno
 import json
 import os
 import re
@@ -70,6 +71,7 @@ def recipe(text):
     return file("r.yaml", text)
 
 
+# fmt: off
 # what is typed; what is put in place before; the exit code; words of the line, in order
 ARGUMENTS = {
     "unknown verb": ("densty demo", nothing, 2, ("command", "'densty'", "did you mean density")),
@@ -78,7 +80,7 @@ ARGUMENTS = {
     "unknown option, unlike any": ("density demo --zzz", nothing, 2, ("--zzz", "no such option", "see hess density --help")),
     "unknown option before the verb": ("--quite density", nothing, 2, ("--quite", "no such option", "see hess --help")),
     "option of another probe": ("trace demo --k 5", nothing, 2, ("--k", "hess trace", "topk reads it")),
-    "option of two other probes": ("topk demo --probes 5", nothing, 2, ("--probes", "hess topk", "leave it out")),
+    "option of other probes": ("topk demo --probes 5", nothing, 2, ("--probes", "hess topk", "leave it out")),
     "option without its value": ("density demo --limit", nothing, 2, ("--limit", "requires an argument", "see hess density --help")),
     "value for a switch": ("density demo --no-pack=3", nothing, 2, ("--no-pack", "does not take a value", "see hess density --help")),
     "two models": ("density demo demo", nothing, 2, ("arguments", "(demo)", "see hess density --help")),
@@ -196,14 +198,17 @@ REPORTS = {
     "without its fields": ("plot bad.json", file("bad.json", '{"schema": "hess.report/1"}'), 2, ("report bad.json", "required", "measure again")),
     "format unknown": ("plot bad.json --plots none", nothing, 2, ("plots", "'none'", "png, svg")),
     "schema of nonsense": ("schema nonsense", nothing, 2, ("schema", "'nonsense'", "allowed: recipe, report")),
-}  # fmt: skip
-TABLE = {
-    f"{group}: {name}": case
-    for group, cases in {
-        "argument": ARGUMENTS, "parameters": PARAMETERS, "checkpoint": CHECKPOINTS, "data": DATA, "recipe": RECIPES, "report": REPORTS,
-    }.items()
-    for name, case in cases.items()
-}  # fmt: skip
+}
+# fmt: on
+GROUPS = {
+    "argument": ARGUMENTS,
+    "parameters": PARAMETERS,
+    "checkpoint": CHECKPOINTS,
+    "data": DATA,
+    "recipe": RECIPES,
+    "report": REPORTS,
+}
+TABLE = {f"{group}: {name}": case for group, cases in GROUPS.items() for name, case in cases.items()}
 
 
 def in_order(words, text):
@@ -217,7 +222,16 @@ def in_order(words, text):
 
 
 def left_behind(here):
-    return [p.relative_to(here) for p in here.rglob("*") if p.name in ("report.json", "recipe.yaml") or p.suffix == ".part"]
+    return [
+        p.relative_to(here) for p in here.rglob("*") if p.name in ("report.json", "recipe.yaml") or p.suffix == ".part"
+    ]
+
+
+def raises(error):
+    def broken(*_arguments, **_options):
+        raise error
+
+    return broken
 
 
 @pytest.mark.parametrize("case", TABLE)
@@ -309,11 +323,41 @@ def test_the_traceback_is_shown_where_it_is_asked_for(hess, monkeypatch):
 
 
 def test_a_bug_is_one_line_and_exit_1(hess, monkeypatch):
-    def broken(*_arguments, **_options):
-        msg = "list index\nout of range"
-        raise IndexError(msg)
-
-    monkeypatch.setattr("hesscli.run.session.run", broken)
+    monkeypatch.setattr("hesscli.run.session.run", raises(IndexError("list index\nout of range")))
     ended = hess("density", "demo")
     assert ended.code == 1
     assert ended.err == "error: hess: IndexError: list index out of range; this is a bug, HESS_DEBUG=1 shows where\n"
+
+
+@pytest.mark.parametrize(
+    ("place", "error", "code", "words"),
+    [
+        ("measure", MemoryError(), 5, ("error: memory", "does not fit", "--batch-size")),
+        ("measure", torch.OutOfMemoryError("CUDA out of memory"), 5, ("error: memory", "--limit")),
+        ("measure", NotImplementedError("derivative for x::y is not implemented"), 2, ("x::y", "--attn eager")),
+        ("measure", RuntimeError("shape"), 1, ("error: hess: RuntimeError: shape",)),
+        ("draw", OSError(errno.ENOSPC, "No space left on device"), 2, ("error: output.dir", "the disk is full", "-o")),
+        ("write_report", KeyError("x"), 1, ("error: hess: KeyError",)),
+    ],
+)
+def test_a_fault_in_the_middle_of_a_run_leaves_nothing(
+    place, error, code, words, hess, checkpoint, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(f"hesscli.run.session.{place}", raises(error))
+    ended = hess(
+        "topk", "qwen3", "-d", "rows.jsonl", "--limit", "5", "--params", "model.norm.weight", "-o", "out", "-q"
+    )
+    assert ended.code == code, ended.err
+    assert len(ended.err.splitlines()) == 1
+    assert in_order(words, ended.err)
+    assert ended.out == ""
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file() or path.suffix == ".part"]
+
+
+def test_a_run_that_fails_leaves_the_finished_one_before_it(hess, checkpoint, tmp_path, monkeypatch):
+    words = ("topk", "qwen3", "-d", "rows.jsonl", "--params", "model.norm.weight", "--plots", "none", "-q")
+    path = tmp_path / hess(*words).out.strip()
+    before = path.read_text()
+    monkeypatch.setattr("hesscli.run.session.draw", raises(MemoryError()))
+    assert hess(*words, "--force").code == 5
+    assert path.read_text() == before

@@ -95,7 +95,7 @@ def test_the_last_override_of_a_key_wins():
     assert parse_overrides(["data.limit=8", "data.limit=9"])[0] == {"data.limit": 9}
 
 
-def test_the_seven_faults_of_a_bad_recipe_are_one_error():
+def test_all_faults_of_a_recipe_are_one_error():
     values = {"probe": "trace", "data.limit": 0, "model.dtype": 3, "estimator.k": 2, "operator.by": "row"}
     with pytest.raises(UsageError) as caught:
         resolve([("recipe", values)])

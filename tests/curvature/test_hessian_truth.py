@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny import CONFIGS, dense_hessian, flat, plain_loss, ragged_slice, risk_of, tiny_model, unflat
 
-from hesscli.curvature.choice import choose_product
+from hesscli.curvature.choice import choose_product, graph_bytes
 from hesscli.curvature.double_backward import HessianOperator
 from hesscli.data import IGNORED, Sequence, Slice
 
@@ -151,12 +151,26 @@ def test_gpt2_in_float64_is_exact_to_float64():
     assert relative(flat(HessianOperator(risk, keep_graph=False).matvec(v)), truth) < 1e-13
 
 
-def test_the_graph_is_kept_only_where_measured_memory_allows(monkeypatch):
-    risk = risk_of(tiny_model("llama"), ragged_slice(), 2)
-    choice = choose_product(risk)
-    assert choice.operator.keep_graph
-    assert "2 gradients" in choice.why
-    monkeypatch.setattr("hesscli.curvature.choice.available_bytes", lambda _device: 1 << 16)
-    tight = choose_product(risk)
-    assert not tight.operator.keep_graph
-    assert "3 gradients" in tight.why
+@pytest.mark.parametrize(
+    ("free", "product", "word"),
+    [
+        (1 << 34, "double-backward", "2 gradients"),
+        (1 << 20, "double-backward", "3 gradients"),
+        (1 << 16, "layered", "4 g"),
+    ],
+)
+def test_auto_takes_the_fastest_product_that_measured_memory_allows(monkeypatch, free, product, word):
+    risk = risk_of(tiny_model("llama"), ragged_slice((16,) * 12), 1)
+    monkeypatch.setattr("hesscli.curvature.choice.available_bytes", lambda _device: free)
+    choice = choose_product(risk, product="auto")
+    assert choice.product == product
+    assert word in choice.why
+
+
+def test_the_measured_graph_is_what_autograd_saves():
+    risk = risk_of(tiny_model("llama"), ragged_slice((16,) * 12), 3)
+    batch, everything = (next(iter(b.values())) for b in graph_bytes(risk))
+    gradient = 4 * risk.space.dimension
+    assert (everything - 4 * gradient) == pytest.approx(4 * (batch - gradient), rel=1e-3)
+    one, _ = (next(iter(b.values())) for b in graph_bytes(risk_of(risk.model, ragged_slice((16,)), 1)))
+    assert one - gradient == pytest.approx((batch - gradient) / 3, rel=0.02)

@@ -70,7 +70,12 @@ CASES = {
         {},
         ["labels: none of the 1 rows", "no", "-100"],
     ),
-    "rows of one token": ("a.jsonl", ids([1], [2], []), {}, ["input_ids: none of the 3 rows of a.jsonl", "two tokens"]),
+    "rows of one token": (
+        "a.jsonl",
+        ids([1], [2], []),
+        {},
+        ["input_ids: none of the 3 rows of a.jsonl", "no two tokens"],
+    ),
     "row above positions": (
         "a.jsonl",
         ids([1, 2], [1, 2, 3, 4]),

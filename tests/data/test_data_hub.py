@@ -254,3 +254,12 @@ def test_offline_what_datasets_has_prepared_is_read(empty_caches, card):
     assert found.revision == COMMIT
     # It holds the latest that was prepared, whatever revision that was.
     assert "at revision 'v1' is not cached" in str(refused(offline=True, revision="v1"))
+
+
+def test_a_revision_is_never_replaced_by_what_happens_to_be_cached(hub, tmp_path):
+    cache_prepared(tmp_path, ["abcdefgh"])
+    hub[:] = 418, ""
+    error = refused(revision="v1")
+    assert error.exit_code == 6
+    assert "may be another revision" in str(error)
+    assert load("org/name").revision == COMMIT
