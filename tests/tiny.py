@@ -61,6 +61,8 @@ def tiny_model(name, *, attention="eager"):
     model = AutoModelForCausalLM.from_config(
         CONFIGS[name](), attn_implementation=attention, experts_implementation="eager"
     )
+    with torch.no_grad():  # zeros, which no trained row is: the norm behind it would have a curvature of 1e9
+        model.get_input_embeddings().weight[0].normal_(0, 0.3)
     return model.float().eval()
 
 
@@ -69,7 +71,8 @@ def ragged_slice(lengths=(5, 11, 3, 9, 7), *, seed=3):
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for number, length in enumerate(lengths):
-        ids = torch.randint(3, VOCAB, (length,), generator=generator)
+        ids = torch.randint(0, VOCAB, (length,), generator=generator)
+        ids[-2] = 0  # the pad token as a real one, as the end of text is in packed rows
         targets = torch.cat([ids[1:], torch.tensor([IGNORED])])
         if number == 1:
             targets[:4] = IGNORED
@@ -118,6 +121,9 @@ def plain_loss(model, data):
 def dense_hessian(name):
     """The dense Hessian of a tiny model on the ragged slice, (n, n) float64, 64 rows at a time."""
     model, data = tiny_model(name), ragged_slice()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Embedding):
+            module.padding_idx = None  # torch would leave the pad token's row out of the derivative
     parameters = list(model.parameters())
     gradient = torch.autograd.grad(plain_loss(model, data), parameters, create_graph=True)
     entries = torch.cat([part.reshape(-1) for part in gradient])

@@ -41,6 +41,7 @@ class EmpiricalRisk:
         self.parameters = tuple(parameters)
         self.space = ParameterSpace(names, parameters)
         self.num_terms = sum(b.num_terms for b in batches)
+        _differentiate_embeddings_as_written(model)
         chosen = {id(p) for p in parameters}
         for p in model.parameters():
             p.requires_grad_(id(p) in chosen)
@@ -84,6 +85,19 @@ class EmpiricalRisk:
                 add_into(total, grads)
         self.space.scale(1.0 / self.num_terms, total)
         return total
+
+
+def _differentiate_embeddings_as_written(model: nn.Module) -> None:
+    """Switch off what makes an embedding's gradient another thing than the derivative of the loss.
+
+    torch leaves the row `padding_idx` out of every gradient, also where it is a real token: the end of text in a
+    packed row, where it is the pad token too. Products would stay symmetric and be wrong. True padding needs no
+    such rule: it is masked and has no loss term.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.padding_idx = None
+            module.scale_grad_by_freq = False
 
 
 def add_into(total: ParameterVector, parts: Sequence[torch.Tensor | None]) -> None:

@@ -14,6 +14,18 @@ from hesscli.recipe.schema import COMMON, PRESETS, PROBES, READ_BY, Recipe, unre
 Values = dict[str, Any]  # dotted path -> value
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """YAML without code, and without keys that stand twice: the last would win in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            problem = f"the key {twice!r} stands twice"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def load_recipe(path: Path) -> Values:
     """The values of a recipe file by dotted path.
 
@@ -26,7 +38,7 @@ def load_recipe(path: Path) -> Values:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError("recipe", f"{str(path)!r} cannot be read", "give the path of a YAML file") from error
     try:
-        tree = yaml.safe_load(text)
+        tree = yaml.load(text, Loader=_StrictLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""

@@ -16,7 +16,7 @@ from hesscli.recipe.document import dump
 from hesscli.report import schema
 from hesscli.report.document import read_report, write_report
 from hesscli.report.figures import draw
-from hesscli.run.environment import environment, exact_arithmetic, peak_bytes
+from hesscli.run.environment import environment, exact_arithmetic, keep_freed_pages, peak_bytes
 from hesscli.run.faults import as_hess_error
 from hesscli.run.folder import check_writable, part_folder, run_folder, run_hash
 from hesscli.run.measure import Findings, estimator_settings, measure
@@ -59,6 +59,7 @@ def run(recipe: Recipe, *, force: bool, on_event: OnEvent) -> Outcome:
     root = Path(recipe.output.dir)
     check_writable(root)
     exact_arithmetic()
+    keep_freed_pages()
     with as_hess_error():
         subject = build_subject(recipe, on_event=listener)
     run_id = run_hash(_facts(recipe, subject))

@@ -169,6 +169,7 @@ RECIPES = {
     "missing": ("run r.yaml", nothing, 2, ("recipe", "'r.yaml' does not exist", "YAML file")),
     "a folder": ("run .", nothing, 2, ("recipe", "'.' cannot be read", "YAML file")),
     "not text": ("run r.yaml", recipe(b"\xff\xfe\x00"), 2, ("recipe", "cannot be read", "YAML file")),
+    "a key that stands twice": ("run r.yaml", recipe("probe: topk\nprobe: trace\n"), 2, ("recipe", "'probe'", "twice")),
     "not YAML": ("run r.yaml", recipe("probe: [topk\n"), 2, ("recipe", "line 2", "mend the YAML")),
     "YAML that would run code": ("run r.yaml", recipe("probe: !!python/object/apply:os.getcwd []\n"), 2, ("recipe", "line 1", "mend the YAML")),
     "not a mapping": ("run r.yaml", recipe("- topk\n"), 2, ("recipe", "r.yaml holds no mapping", "probe: density")),
