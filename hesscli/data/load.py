@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
 from typing import TYPE_CHECKING
@@ -55,6 +56,7 @@ def load_slice(
     on_event(Started("data", limit, "sequences"))
     with quiet():
         source = open_source(dataset, config_name=config_name, split=split, revision=revision, offline=offline)
+        source = replace(source, name=name or source.name)
         with closing(source.rows):
             column = _column(source, column)
             if column == "input_ids":
@@ -71,7 +73,7 @@ def load_slice(
         on_event(Warned(code, text))
     return Slice(
         sequences=tuple(sequences),
-        id=name or source.name,
+        id=source.name,
         split=split,
         config_name=config_name,
         revision=source.revision,

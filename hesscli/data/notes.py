@@ -10,7 +10,7 @@ def fewer(name: str, available: int, limit: int, left_over: int = 0) -> list[Not
     if available >= limit:
         return []
     rest = f"; {_count(left_over, 'token')} at its end left over" if left_over else ""
-    return [("fewer-sequences", f"{name} gives {_count(available, 'sequence')} of the {limit} asked for{rest}")]
+    return [("fewer-sequences", f"{name} holds {_count(available, 'sequence')}, fewer than the limit of {limit}{rest}")]
 
 
 def short(length: int, max_length: int) -> list[Note]:

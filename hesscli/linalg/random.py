@@ -59,6 +59,11 @@ def gaussian(key: int, start: int, count: int, *, device: torch.device) -> torch
     return out
 
 
+def uniform(key: int, start: int, count: int, *, device: torch.device) -> torch.Tensor:
+    """Uniform numbers in (0, 1], (count,) float64."""
+    return _unit_interval(_hash(key, start, count, device))
+
+
 def _unit_interval(bits: torch.Tensor) -> torch.Tensor:
     """The top 53 bits as numbers in (0, 1], float64."""
     return (_logical_shift(bits, 11) + 1).double() * 2.0**-53

@@ -51,7 +51,7 @@ def test_quiet_prints_the_reports_path_and_stderr_is_silent(hess, checkpoint, tm
 
 def test_warnings_are_told_to_the_quiet_and_stand_in_the_report(hess, checkpoint):
     ended = hess(*TINY, *NO_FIGURE, "--limit", "9", "-q")
-    assert ended.err == "warning: rows.jsonl gives 5 sequences of the 9 asked for\n"
+    assert ended.err == "warning: rows.jsonl holds 5 sequences, fewer than the limit of 9\n"
     (again,) = json.loads(hess(*TINY, *NO_FIGURE, "--limit", "9", "--json").out)["warnings"]
     assert again["text"] in ended.err
 

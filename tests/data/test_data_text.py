@@ -88,7 +88,10 @@ def test_a_limit_gives_the_first_sequences_and_no_note(corpus):
 
 def test_fewer_sequences_than_asked_for_are_counted_in_a_note(corpus):
     text = dict(load(corpus, max_length=8, limit=64).notes)["fewer-sequences"]
-    assert text == f"corpus.txt gives 7 sequences of the 64 asked for; {len(STREAM) % 8} tokens at its end left over"
+    assert (
+        text
+        == f"corpus.txt holds 7 sequences, fewer than the limit of 64; {len(STREAM) % 8} tokens at its end left over"
+    )
 
 
 def test_a_text_shorter_than_one_sequence_is_kept(corpus):
