@@ -4,19 +4,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from hesscli.checkpoint.memory import available_bytes
 from hesscli.curvature.double_backward import HessianOperator
+from hesscli.curvature.gauss_newton import EmpiricalFisherOperator, FisherOperator, GGNOperator
 from hesscli.curvature.layered import LayeredHessianOperator
 from hesscli.curvature.risk import EmpiricalRisk
 from hesscli.curvature.stack import Stack, UnknownStructureError, find_stack
-from hesscli.data.slice import Batch
+from hesscli.data.slice import IGNORED, Batch
+from hesscli.errors import UsageError
 from hesscli.linalg.operator import LinearOperator
 from hesscli.linalg.space import ParameterVector
 
 ProductName = Literal["auto", "double-backward", "layered"]
+Kind = Literal["hessian", "ggn", "fisher", "empirical-fisher"]
+
+# Positions of the row on which layered is held against double backward: their graph is small beside the weights.
+_CHECKED_TOKENS = 32
 
 # Graphs may take this part of what is free: the rest is for vectors, the basis and the system.
 _SHARE = 0.5
@@ -31,6 +38,28 @@ class Choice:
     operator: LinearOperator[ParameterVector]
     product: str
     why: str
+
+
+def choose_operator(risk: EmpiricalRisk, *, kind: Kind, product: ProductName, seed: int) -> Choice:
+    """The operator of a kind. The Hessian has several products, the others one; `seed` is for sampled labels.
+
+    Raises UsageError where a product is asked for that the kind does not have.
+    """
+    if kind == "hessian":
+        return choose_product(risk, product=product)
+    if product != "auto":
+        raise UsageError("operator.product", f"'{product}' is for the Hessian, not for {kind}", "use --product auto")
+    operator = {
+        "ggn": lambda: GGNOperator(risk),
+        "fisher": lambda: FisherOperator(risk, seed=seed),
+        "empirical-fisher": lambda: EmpiricalFisherOperator(risk),
+    }[kind]()
+    why = {
+        "ggn": "the loss's own curvature in closed form",
+        "fisher": "labels drawn once from the model's predictions",
+        "empirical-fisher": "gradients of single terms at the labels of the data",
+    }[kind]
+    return Choice(operator, "jacobian", f"{why}, 2 gradients each")
 
 
 def choose_product(risk: EmpiricalRisk, *, product: ProductName) -> Choice:
@@ -64,20 +93,51 @@ def _layered(risk: EmpiricalRisk, why: str) -> Choice:
 
 
 def _checked_stack(risk: EmpiricalRisk) -> Stack:
-    """The stack, after one product on one row: operations without a forward derivative show there."""
-    stack = find_stack(risk.model, risk.batches[0])
-    row = _first_row(risk)
+    """The stack, after one product of either kind on one short row.
+
+    Operations without a forward derivative show there, and so does an architecture that is not what it seems:
+    weights that two layers share, layers within layers, a piece that the model runs without a gradient.
+    """
+    row = _first_row(risk, most=_CHECKED_TOKENS)
+    v = row.space.random("rademacher", seed=0, index=0)
     try:
-        LayeredHessianOperator(row, stack).matvec(row.space.random("rademacher", seed=0, index=0))
-    except (NotImplementedError, RuntimeError) as error:
+        stack = find_stack(risk.model, row.batches[0])
+        product = LayeredHessianOperator(row, stack).matvec(v)
+    except UnknownStructureError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise UnknownStructureError(" ".join(str(error).split())[:120]) from error
+    difference = _disagreement(row, HessianOperator(row, keep_graph=False).matvec(v), product)
+    if not difference <= 1.0:
+        msg = "on a short row it does not agree with double backward"
+        raise UnknownStructureError(msg)
     return stack
 
 
-def _first_row(risk: EmpiricalRisk) -> EmpiricalRisk:
-    first = risk.batches[0]
-    row = Batch({name: value[:1] for name, value in first.inputs.items()}, first.targets[:1])
-    return risk.on([row])
+def _disagreement(risk: EmpiricalRisk, truth: ParameterVector, product: ParameterVector) -> float:
+    """The largest difference of a parameter's part, over what rounding explains; puts it into `product`."""
+    space = risk.space
+    # A model in float64 has float32 inside too: norms are written that way.
+    epsilon = max(torch.finfo(dtype).eps for dtype in {torch.float32, *(p.dtype for p in risk.model.parameters())})
+    allowed = min(0.1, 1e4 * epsilon)
+    space.axpy(-1.0, truth, product)
+    sizes, errors = np.sqrt(space.inners(truth, truth)), np.sqrt(space.inners(product, product))
+    whole = float(np.linalg.norm(sizes))
+    if whole == 0.0:
+        return float("inf") if errors.any() else 0.0
+    if allowed == 0.1:  # narrow weights: a part that is zero in truth is nothing but the rounding of others
+        return float(np.linalg.norm(errors)) / (allowed * whole)
+    return float((errors / (allowed * np.maximum(sizes, 0.01 * whole))).max())
+
+
+def _first_row(risk: EmpiricalRisk, *, most: int | None = None) -> EmpiricalRisk:
+    """The first row that has a loss term; of it, `most` positions about its first term."""
+    batch = next(b for b in risk.batches if b.num_terms)
+    row, term = (int(i) for i in (batch.targets != IGNORED).nonzero()[0])
+    start = 0 if most is None else max(0, term - most // 2)
+    columns = slice(start, None if most is None else start + most)
+    inputs = {name: value[row : row + 1, columns] for name, value in batch.inputs.items()}
+    return risk.on([Batch(inputs, batch.targets[row : row + 1, columns])])
 
 
 class _SavedBytes:

@@ -48,7 +48,7 @@ class LayeredHessianOperator:
         """H v: 4 gradients."""
         total = self.space.zeros()
         with twice_differentiable_attention():
-            for batch in self.risk.batches:
+            for batch in (b for b in self.risk.batches if b.num_terms):
                 _BatchProduct(self.risk, self._stack, self._places, v, total).add(batch)
         self.space.scale(1.0 / self.risk.num_terms, total)
         return total
@@ -72,6 +72,9 @@ class _BatchProduct:
         self._stack, self._places, self._v, self._total = stack, places, v, total
         self._weights = {name: p.detach() for name, p in risk.model.named_parameters()}
         self._input_device = risk.input_device
+        self._swept = set(stack.prefix_parameters).union(
+            *(stack.layer_parameters(i).values() for i in range(len(stack.layers)))
+        )
 
     def add(self, batch: Batch) -> None:
         inputs = {name: value.to(self._input_device) for name, value in batch.inputs.items()}
@@ -91,7 +94,8 @@ class _BatchProduct:
 
         with torch.no_grad(), forward_ad.dual_level():
             duals = {
-                name: forward_ad.make_dual(w, self._tangent(name)) if name in self._places else w
+                # A weight that is read without a gradient would have a tangent all the same: no_grad does not stop it.
+                name: forward_ad.make_dual(w, self._tangent(name)) if name in self._places.keys() & self._swept else w
                 for name, w in self._weights.items()
             }
             return _pair(self._stack.run(duals, inputs, keep))

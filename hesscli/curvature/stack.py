@@ -131,7 +131,7 @@ class Stack:
 
 
 def find_stack(model: nn.Module, batch: Batch) -> Stack:
-    """The model's stack, checked by running it on the first row of a batch: 4 forward passes of one row.
+    """The model's stack, checked by running it on the first row of a batch: 5 forward passes of one row.
 
     Raises UnknownStructureError where layers are not marked, do not form one chain, pass on more than hidden
     states, or where prefix, layers and head do not give the model's own logits.
@@ -159,10 +159,13 @@ def find_stack(model: nn.Module, batch: Batch) -> Stack:
         return forward
 
     with torch.no_grad():
+        whole = logits_of(functional_call(model, weights, kwargs={**inputs, "use_cache": False}))[0]
         with _forwards(list(marked.values()), watch):
-            whole = logits_of(functional_call(model, weights, kwargs={**inputs, "use_cache": False}))[0]
+            functional_call(model, weights, kwargs={**inputs, "use_cache": False})
         names = {id(m): name for name, m in marked.items()}
-        own = {f"{names[id(m)]}.{p}" for m in order for p, _ in m.named_parameters()}
+        own = [f"{names[id(m)]}.{p}" for m in order for p, _ in m.named_parameters()]
+        if len(set(own)) < len(own) or not set(own) <= weights.keys():
+            _refuse("layers share weights")
         rest = [name for name in weights if name not in own]
         stack = Stack(model, tuple(order), tuple(names[id(m)] for m in order), tuple(rest), tuple(rest))
         calls: list[tuple[torch.Tensor, Call]] = []

@@ -28,6 +28,18 @@ def project_out(basis: Basis[V], v: V) -> None:
             basis.subtract(basis.inner(v), v)
 
 
+def goes_on(state: LanczosState[V], *, steps: int, seed: int) -> bool:
+    """Whether a deflating run of `steps` products has another one to take.
+
+    Where a Krylov space ends before the budget, and the budget is the whole space, a new direction follows: then
+    nothing is left to sample, and a space of a few entries needs no statistics.
+    """
+    space = state.space
+    if not state.exhausted or steps < space.dimension:
+        return not state.exhausted and state.num_matvecs < steps
+    return state.restart_with(space.random("gaussian", seed=seed, index=START_INDEX + state.num_matvecs))
+
+
 class DeflatedOperator(Generic[V]):
     """P H P with P = I - U U^T, for vectors that lie in the range of P already. Costs no more products."""
 

@@ -33,9 +33,26 @@ def mean_estimate(draws: np.ndarray) -> Estimate:
     return Estimate(value, stderr, (value - half, value + half), count)
 
 
+def spread_estimate(draws: np.ndarray) -> Estimate:
+    """The standard deviation of draws (samples, places), with the jackknife's t interval over samples.
+
+    Places are not draws: a formula for so many independent numbers would give too narrow an interval.
+    """
+    draws = np.asarray(draws, dtype=np.float64)
+    value, count = float(draws.std(ddof=1)), draws.shape[0]
+    if count < 2:
+        return Estimate(value, None, None, count)
+    without = np.array([np.delete(draws, i, axis=0).std(ddof=1) for i in range(count)])
+    stderr = float(np.sqrt((count - 1) * without.var()))
+    half = float(student.ppf(0.5 + LEVEL / 2, count - 1)) * stderr
+    return Estimate(value, stderr, (max(0.0, value - half), value + half), count)
+
+
 def ratio_estimate(numerators: np.ndarray, denominators: np.ndarray) -> Estimate:
     """sum(numerators) / sum(denominators) over paired draws, with the delta method's t interval."""
     numerators, denominators = np.asarray(numerators, float), np.asarray(denominators, float)
+    if not denominators.any():
+        return Estimate(float("nan"), None, None, int(denominators.size))
     ratio = float(numerators.sum() / denominators.sum())
     spread = mean_estimate((numerators - ratio * denominators) / denominators.mean())
     if spread.stderr is None or spread.ci is None:

@@ -87,7 +87,10 @@ def blockdiag(
             space.axpy(-1.0, whole, masked)
             difference = space.inners(masked, masked)[members[b]].sum()
             relative[i, b] = np.sqrt(difference / total) if total > 0 else np.nan
-            cosine[i, b] = both / np.sqrt(inside * total) if inside > 0 and total > 0 else np.nan
+            # Where the block alone gives nothing it explains nothing: 0, and not left out of the mean.
+            cosine[i, b] = 0.0 if total > 0 else np.nan
+            if inside > 0 and total > 0:
+                cosine[i, b] = both / np.sqrt(inside * total)
             on_event(Advanced("blockdiag", i * (count + 1) + b + 2))
         norm = np.sqrt(whole_squares.sum())
         linearity[i] = space.norm(rest) / norm if norm > 0 else 0.0

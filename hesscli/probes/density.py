@@ -12,9 +12,10 @@ from typing import TypeVar
 import numpy as np
 
 from hesscli.events import Advanced, Finished, OnEvent, Started
-from hesscli.linalg.deflation import START_INDEX, DeflatedOperator, Outliers, converged_outliers, project_out
+from hesscli.linalg.deflation import START_INDEX, DeflatedOperator, Outliers, converged_outliers, goes_on, project_out
 from hesscli.linalg.lanczos import LanczosState, Ritz
 from hesscli.linalg.operator import LinearOperator
+from hesscli.linalg.space import Space
 from hesscli.linalg.statistics import Estimate, mean_estimate
 from hesscli.linalg.tridiagonal import stieltjes_bounds
 
@@ -76,19 +77,21 @@ def density(
     outliers = _outliers(operator, steps if deflate else 0, seed, on_event)
     rest = DeflatedOperator(operator, outliers.basis)
     states = []
-    for i in range(probes):
+    for i in range(probes if len(outliers.basis) < space.dimension else 0):
         start = space.random("rademacher", seed=seed, index=i)
         project_out(outliers.basis, start)
         states.append(LanczosState.start(space, start, reorthogonalise=reorthogonalise))
     done = steps if deflate else 0
     for _ in range(min(steps, space.dimension - len(outliers.basis))):
         live = [s for s in states if not s.exhausted]
+        if not live:
+            break
         for state, product in zip(live, rest.matvecs([s.current for s in live]), strict=True):
             state.absorb(product)
         done += len(live)
         on_event(Advanced("density", done))
     on_event(Finished("density"))
-    return _gathered(states, outliers, noise)
+    return _gathered(states, outliers, space, noise)
 
 
 def _outliers(operator: LinearOperator[V], steps: int, seed: int, on_event: OnEvent) -> Outliers[V]:
@@ -97,36 +100,41 @@ def _outliers(operator: LinearOperator[V], steps: int, seed: int, on_event: OnEv
         return Outliers(np.zeros(0), np.zeros(0), space.basis())
     start = space.random("gaussian", seed=seed, index=START_INDEX)
     state = LanczosState.start(space, start, reorthogonalise=True)
-    for step in range(steps):
-        if state.exhausted:
-            break
+    while goes_on(state, steps=steps, seed=seed):
         state.expand(operator)
-        on_event(Advanced("density", step + 1, f"lambda_max {state.ritz().values[-1]:.4g}"))
+        on_event(Advanced("density", state.num_matvecs, f"lambda_max {state.ritz().values[-1]:.4g}"))
     return converged_outliers(state, tolerance=_DEFLATION_TOLERANCE)
 
 
-def _gathered(states: list[LanczosState[V]], outliers: Outliers[V], noise: float) -> Density:
-    n, k = states[0].space.dimension, len(outliers.values)
-    quadratures = tuple(_with_outliers(s.ritz(), outliers, n) for s in states)
-    smear = 2 * noise * max(float(np.abs(q.values).max()) for q in quadratures)
+def _gathered(states: list[LanczosState[V]], outliers: Outliers[V], space: Space[V], noise: float) -> Density:
+    n, k = space.dimension, len(outliers.values)
+    nothing = Ritz(np.zeros(0), np.zeros(0), np.zeros(0), np.zeros((0, 0)))
+    quadratures = tuple(_with_outliers(s.ritz(), outliers, n) for s in states) or (
+        _with_outliers(nothing, outliers, n),
+    )
+    # An exact product is rounded all the same: an eigenvalue that is zero may come out on either side.
+    smear = 2 * max(noise, space.epsilon) * max(float(np.abs(q.values).max()) for q in quadratures)
     # A projected Rademacher vector has E |g|^2 = n - k: unnormalised, it gives traces over the rest of the space.
     rests = [(s.start_norm**2, s.ritz()) for s in states]
     exact_trace = float(outliers.values.sum())
     exact_squares = float((outliers.values**2).sum() + 2 * (outliers.residual_norms**2).sum())
-    zero = distribution_band(states, outliers, np.array([0.0]), smear=smear)
+    zero = distribution_band(states, outliers, np.array([0.0]), dimension=n, smear=smear)
     return Density(
         quadratures=quadratures,
-        band=distribution_band(states, outliers, band_points(quadratures), smear=smear),
-        trace=mean_estimate(np.array([exact_trace + size * (q.weights @ q.values) for size, q in rests])),
-        squared_frobenius=mean_estimate(
-            np.array([exact_squares + size * (q.weights @ q.values**2) for size, q in rests])
-        ),
+        band=distribution_band(states, outliers, band_points(quadratures), dimension=n, smear=smear),
+        trace=_mean(exact_trace, [size * (q.weights @ q.values) for size, q in rests]),
+        squared_frobenius=_mean(exact_squares, [size * (q.weights @ q.values**2) for size, q in rests]),
         negative_mass=mean_estimate(np.array([q.weights[q.values < 0].sum() for q in quadratures])),
         negative_mass_bounds=(float(zero.low[0]), float(zero.high[0])),
         dimension=n,
         num_deflated=k,
-        num_steps=max(s.num_matvecs for s in states),
+        num_steps=max((s.num_matvecs for s in states), default=0),
     )
+
+
+def _mean(known: float, draws: list[float]) -> Estimate:
+    """What is known exactly plus the mean of draws; without draws it is all known."""
+    return mean_estimate(known + np.array(draws)) if draws else Estimate(known, 0.0, (known, known), 0)
 
 
 def _with_outliers(rest: Ritz, outliers: Outliers[V], dimension: int) -> Ritz:
@@ -142,6 +150,8 @@ def _with_outliers(rest: Ritz, outliers: Outliers[V], dimension: int) -> Ritz:
 def band_points(quadratures: tuple[Ritz, ...]) -> np.ndarray:
     """Points for the band, (at most 161,): dense near zero, evenly spaced in asinh, from end to end."""
     nodes = np.concatenate([q.values for q in quadratures])
+    if not nodes.any():  # the matrix is zero, and has no scale
+        return np.array([-1.0, 0.0, 1.0])
     weights = np.concatenate([q.weights for q in quadratures]) / len(quadratures)
     order = np.argsort(np.abs(nodes))
     inner = np.abs(nodes[order])[np.searchsorted(np.cumsum(weights[order]), 0.5)]
@@ -151,14 +161,18 @@ def band_points(quadratures: tuple[Ritz, ...]) -> np.ndarray:
 
 
 def distribution_band(
-    states: list[LanczosState[V]], outliers: Outliers[V], x: np.ndarray, *, smear: float
+    states: list[LanczosState[V]], outliers: Outliers[V], x: np.ndarray, *, dimension: int, smear: float
 ) -> DistributionBand:
     """Bounds on the distribution function at x, averaged over probes and widened by two standard errors.
 
     Chen, Trogdon and Ubaru 2021: a probe on the sphere has variance 2F(1 - F) / (n + 2) about the truth, here
     on the part of the space that was not deflated.
     """
-    n, k = states[0].space.dimension, len(outliers.values)
+    n, k = dimension, len(outliers.values)
+    below = (outliers.values[None, :] + smear < x[:, None]).sum(axis=1)
+    perhaps = (outliers.values[None, :] - smear <= x[:, None]).sum(axis=1)
+    if not states:
+        return DistributionBand(x, below / n, perhaps / n)
     lows = [[_bounds(s, point - smear)[0] for point in x] for s in states]
     highs = [[_bounds(s, point + smear)[1] for point in x] for s in states]
     low, high = np.mean(lows, axis=0), np.mean(highs, axis=0)
@@ -168,8 +182,6 @@ def distribution_band(
     # A distribution function rises: a bound at one point is a bound at every later (or earlier) one.
     low = np.maximum.accumulate(np.clip(low - sampling, 0, 1))
     high = np.minimum.accumulate(np.clip(high + sampling, 0, 1)[::-1])[::-1]
-    below = (outliers.values[None, :] + smear <= x[:, None]).sum(axis=1)
-    perhaps = (outliers.values[None, :] - smear <= x[:, None]).sum(axis=1)
     share = (n - k) / n
     return DistributionBand(x, low * share + below / n, high * share + perhaps / n)
 

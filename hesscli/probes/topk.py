@@ -68,7 +68,7 @@ def topk(
     while state.num_matvecs < max_steps:
         state.expand(operator)
         ritz = state.ritz()
-        wanted = _wanted(ritz, k, which)
+        wanted, _ = _wanted(ritz, k, which)
         good = _converged(ritz.values[wanted], ritz.residual_norms[wanted], tolerance, ritz, space.epsilon)
         on_event(Advanced("topk", state.num_matvecs, f"{int(good.sum())} of {len(wanted)} pairs"))
         quiet = quiet + 1 if good.all() and state.num_matvecs >= min(2 * k, space.dimension) else 0
@@ -82,12 +82,12 @@ def topk(
     return _certified(operator, state, k=k, which=which, tolerance=tolerance, status=status, on_event=on_event)
 
 
-def _wanted(ritz: Ritz, k: int, which: Which) -> np.ndarray:
-    """Places of the wanted Ritz values, rising; the two ends do not overlap."""
+def _wanted(ritz: Ritz, k: int, which: Which) -> tuple[np.ndarray, int]:
+    """Places of the wanted Ritz values, rising, and how many are of the low end; the two ends do not overlap."""
     m = len(ritz.values)
     low = min(k, m) if which == "smallest" else min(k, m // 2) if which == "both" else 0
     high = min(k, m - low) if which != "smallest" else 0
-    return np.concatenate([np.arange(low), np.arange(m - high, m)]).astype(int)
+    return np.concatenate([np.arange(low), np.arange(m - high, m)]).astype(int), low
 
 
 def _converged(values: np.ndarray, residuals: np.ndarray, tolerance: float, ritz: Ritz, epsilon: float) -> np.ndarray:
@@ -108,9 +108,7 @@ def _certified(
 ) -> TopK:
     assert state.basis is not None  # topk always keeps it
     ritz = state.ritz()
-    wanted = _wanted(ritz, k, which)
-    num_low = int((wanted < len(wanted)).sum()) if which != "largest" else 0
-    num_low = min(num_low, k)
+    wanted, num_low = _wanted(ritz, k, which)
     on_event(Started("certify", len(wanted)))
     certified = certify(operator, state.basis.combine(ritz.vectors[:, wanted]), num_low=num_low)
     on_event(Finished("certify"))

@@ -11,7 +11,7 @@ import numpy as np
 
 from hesscli.events import Advanced, Finished, OnEvent, Started
 from hesscli.linalg.basis import Basis
-from hesscli.linalg.deflation import START_INDEX, project_out
+from hesscli.linalg.deflation import START_INDEX, goes_on, project_out
 from hesscli.linalg.lanczos import LanczosState
 from hesscli.linalg.operator import LinearOperator
 from hesscli.linalg.statistics import Estimate, mean_estimate
@@ -55,7 +55,7 @@ def trace(
     """
     space = operator.space
     on_event(Started("trace", steps + probes))
-    known = _krylov_part(operator, min(steps, space.dimension - 1), seed, on_event)
+    known = _krylov_part(operator, min(steps, space.dimension), seed, on_event)
     parts, squares = [], []
     for i in range(probes):
         g = space.random("rademacher", seed=seed, index=i)
@@ -94,16 +94,14 @@ def _krylov_part(operator: LinearOperator[V], steps: int, seed: int, on_event: O
     state = LanczosState.start(space, space.random("gaussian", seed=seed, index=START_INDEX), reorthogonalise=True)
     diagonal: np.ndarray | float = 0.0
     squares = 0.0
-    for step in range(steps):
+    while goes_on(state, steps=steps, seed=seed):
         v = state.current
         product = operator.matvec(v)
         diagonal = diagonal + space.inners(v, product)
         squares += space.inner(product, product)
         state.absorb(product)
-        on_event(Advanced("trace", step + 1))
-        if state.exhausted:
-            break
-        if step == steps - 1:
+        on_event(Advanced("trace", state.num_matvecs))
+        if state.num_matvecs == steps and not state.exhausted:
             diagonal = diagonal + state.betas[-1] * space.inners(v, state.current)
     assert state.basis is not None
     return _KrylovPart(diagonal, squares, state.basis)

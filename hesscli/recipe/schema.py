@@ -80,7 +80,9 @@ class DataSection(Section):
 class OperatorSection(Section):
     """The matrix and its product."""
 
-    kind: Literal["hessian"] = Field("hessian", description="which curvature matrix")
+    kind: Literal["hessian", "ggn", "fisher", "empirical-fisher"] = Field(
+        "hessian", description="which curvature matrix; fisher samples labels, empirical-fisher takes the data's"
+    )
     product: Literal["auto", "double-backward", "layered"] = Field(
         "auto", description="how it is multiplied with a vector"
     )

@@ -104,7 +104,7 @@ class Preflight(Part):
 class Operator(Part):
     """Which matrix, by which product, over which parameters."""
 
-    kind: Literal["hessian", "ggn", "fisher"]
+    kind: Literal["hessian", "ggn", "fisher", "empirical-fisher"]
     product: str
     why: str
     params: list[str]

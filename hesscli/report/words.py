@@ -5,7 +5,12 @@ import re
 from hesscli.report.schema import Report
 
 DASH = "\N{EM DASH}"
-KIND = {"hessian": "Hessian", "ggn": "generalised Gauss-Newton", "fisher": "Fisher"}
+KIND = {
+    "hessian": "Hessian",
+    "ggn": "generalised Gauss-Newton",
+    "fisher": "Fisher",
+    "empirical-fisher": "empirical Fisher",
+}
 
 
 def headline(report: Report) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 
 from hesscli.curvature.selection import Block
 from hesscli.linalg.space import ParameterSpace
-from hesscli.linalg.statistics import Estimate, mean_estimate
+from hesscli.linalg.statistics import mean_estimate, spread_estimate
 from hesscli.probes.blockdiag import BlockDiagonal
 from hesscli.report import schema
 from hesscli.run.metrics import Metrics, sampled
@@ -17,7 +17,6 @@ LINEARITY_LIMIT = 0.05
 
 def blockdiag_metrics(result: BlockDiagonal, *, noise: float) -> Metrics:
     """Means over blocks with intervals over probes, their spread, and the share of ||H||_F^2 outside blocks."""
-    count = int(np.isfinite(result.relative_errors).all(axis=0).sum())
     out = {
         "relative_error": _over_blocks(result.relative_errors, noise),
         "cosine": _over_blocks(result.cosines, noise),
@@ -25,8 +24,7 @@ def blockdiag_metrics(result: BlockDiagonal, *, noise: float) -> Metrics:
         "cosine_std": _spread(result.cosines),
         "off_block_fraction": sampled(result.off_block_fraction, precision=2 * noise),
     }
-    for metric in out.values():
-        metric.n["blocks"] = count
+    out["off_block_fraction"].n["blocks"] = result.squared_norms.shape[1]
     return out
 
 
@@ -59,16 +57,16 @@ def _over_blocks(figures: np.ndarray, noise: float) -> schema.Metric:
     alive = np.isfinite(figures).all(axis=0)
     if not alive.any():
         return schema.Metric(value=None, reason="the product is zero in every block")
-    return sampled(mean_estimate(figures[:, alive].mean(axis=1)), precision=noise)
+    metric = sampled(mean_estimate(figures[:, alive].mean(axis=1)), precision=noise)
+    metric.n["blocks"] = int(alive.sum())
+    return metric
 
 
 def _spread(figures: np.ndarray) -> schema.Metric:
-    """The standard deviation over blocks and probes together; its own error as for normal draws."""
-    draws = figures[np.isfinite(figures)]
-    if draws.size < 2:
-        return schema.Metric(value=None, reason="fewer than two draws have no spread")
-    value = float(draws.std(ddof=1))
-    stderr = value / float(np.sqrt(2 * (draws.size - 1)))
-    return sampled(
-        Estimate(value, stderr, (max(0.0, value - 2 * stderr), value + 2 * stderr), draws.size), precision=0.0
-    )
+    """The standard deviation over blocks and probes together, interval over probes."""
+    alive = figures[:, np.isfinite(figures).all(axis=0)]
+    if alive.shape[1] < 2:
+        return schema.Metric(value=None, reason="fewer than two blocks have no spread")
+    metric = sampled(spread_estimate(alive), precision=0.0)
+    metric.n["blocks"] = alive.shape[1]
+    return metric

@@ -111,6 +111,9 @@ def _density(recipe: Recipe, subject: Subject, operator: ObservedOperator, noise
     )
     settings |= {"steps_taken": result.num_steps, "deflated": result.num_deflated}
     findings = Findings(settings, density_metrics(result, noise=noise))
+    if recipe.operator.kind != "hessian":
+        why = "the matrix is positive semi-definite: no eigenvalue lies below zero"
+        findings.metrics["negative_mass"] = schema.Metric(value=0.0, ci=(0.0, 0.0), reason=why)
     findings.spectrum = schema.Spectrum(
         nodes=[q.values.tolist() for q in result.quadratures],
         weights=[q.weights.tolist() for q in result.quadratures],

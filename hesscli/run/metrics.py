@@ -17,10 +17,10 @@ Metrics = dict[str, schema.Metric]
 
 def sampled(estimate: Estimate, *, precision: float, count: str = "probes") -> schema.Metric:
     """A Monte Carlo estimate; its t interval is widened by the product's noise."""
-    errors = schema.Errors(probe=estimate.stderr, precision=precision)
     n = {count: estimate.count}
     if not np.isfinite(estimate.value):
         return schema.Metric(value=None, n=n, reason="the product is zero there")
+    errors = schema.Errors(probe=estimate.stderr, precision=precision)
     if estimate.ci is None:
         return schema.Metric(value=estimate.value, errors=errors, n=n, reason="one draw has no error bar")
     ci = (estimate.ci[0] - precision, estimate.ci[1] + precision)
@@ -48,8 +48,9 @@ def extremes(high: tuple[float, float], low: tuple[float, float], *, noise: floa
         name: bounded(value, value - bar, value + bar, precision=precision)
         for name, (value, bar) in {"lambda_max": high, "lambda_min": low}.items()
     }
-    size = abs(radius[0])
-    out["spectral_radius"] = bounded(size, size - radius[1], size + radius[1], precision=precision)
+    # The end that is smaller by a little may be the larger one within its bar.
+    least, most = (max(abs(value) + sign * bar for value, bar in (high, low)) for sign in (-1, 1))
+    out["spectral_radius"] = bounded(abs(radius[0]), least, most, precision=precision)
     return out
 
 
@@ -61,7 +62,11 @@ def topk_metrics(result: TopK, *, noise: float) -> Metrics:
     if result.num_high:
         top = pairs[0]
         out["lambda_max"] = bounded(top.value, top.value - top.bar, top.value + top.bar, precision=size)
-        out["max_stable_learning_rate"] = _learning_rate(out["lambda_max"])
+        out["max_stable_learning_rate"] = (
+            _learning_rate(out["lambda_max"])
+            if top.converged
+            else schema.Metric(value=None, reason="lambda_max has not converged: a larger one may be missing")
+        )
     if result.num_high < len(pairs):
         end = pairs[-1]
         out["lambda_min"] = bounded(end.value, end.value - end.bar, end.value + end.bar, precision=size)
@@ -76,7 +81,8 @@ def _learning_rate(lambda_max: schema.Metric) -> schema.Metric:
     assert lambda_max.ci is not None
     low, high = lambda_max.ci
     if low <= 0:
-        return schema.Metric(value=None, reason="lambda_max is not above zero: no step is too large for it")
+        told = "not above zero" if high <= 0 else "not told apart from zero"
+        return schema.Metric(value=None, reason=f"lambda_max is {told}: it sets no limit")
     return bounded(2 / lambda_max.value, 2 / high, 2 / low, precision=0.0)
 
 
@@ -109,10 +115,11 @@ def _effective_rank(frobenius: schema.Metric, radius: schema.Metric) -> schema.M
     """||H||_F^2 / ||H||_2^2, also called stable rank: at most the rank, and defined for an indefinite matrix."""
     if not frobenius.value or not radius.value or radius.ci is None or radius.ci[0] <= 0:
         return schema.Metric(value=None, reason="the spectral radius is not known to be above zero")
-    value = (frobenius.value / radius.value) ** 2
+    # Both are estimates, so their ratio may come out below what no matrix goes below.
+    value = max(1.0, (frobenius.value / radius.value) ** 2)
     ci = None
     if frobenius.ci is not None:
-        ci = (max(1.0, (frobenius.ci[0] / radius.ci[1]) ** 2), (frobenius.ci[1] / radius.ci[0]) ** 2)
+        ci = (max(1.0, (frobenius.ci[0] / radius.ci[1]) ** 2), max(1.0, (frobenius.ci[1] / radius.ci[0]) ** 2))
     stderr = None if frobenius.stderr is None else 2 * value * frobenius.stderr / frobenius.value
     return schema.Metric(value=value, stderr=stderr, ci=ci, errors=schema.Errors(probe=stderr), n=frobenius.n)
 

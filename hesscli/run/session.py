@@ -6,7 +6,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from hesscli import __version__
-from hesscli.curvature.choice import Choice, choose_product
+from hesscli.curvature.choice import Choice, choose_operator
 from hesscli.curvature.preflight import Preflight, check_product
 from hesscli.curvature.risk import EmpiricalRisk, LossValue
 from hesscli.errors import UntrustworthyError, UsageError
@@ -103,7 +103,9 @@ def _facts(recipe: Recipe, subject: Subject) -> dict[str, object]:
 
 
 def _measured(recipe: Recipe, subject: Subject, run_id: str, listener: _Listener, start: float) -> schema.Report:
-    choice = choose_product(subject.risk, product=recipe.operator.product)
+    choice = choose_operator(
+        subject.risk, kind=recipe.operator.kind, product=recipe.operator.product, seed=recipe.estimator.seed
+    )
     listener(Noted(f"{choice.product}: {choice.why}"))
     operator = ObservedOperator(choice.operator, subject.risk.space)
     findings = Findings(estimator_settings(recipe))
@@ -113,7 +115,9 @@ def _measured(recipe: Recipe, subject: Subject, run_id: str, listener: _Listener
     try:
         listener(Started("preflight", None))
         loss = subject.risk.loss()
-        preflight = check_product(operator, subject.risk, seed=recipe.estimator.seed)
+        preflight = check_product(
+            operator, subject.risk, semi_definite=recipe.operator.kind != "hessian", seed=recipe.estimator.seed
+        )
         gradient_seconds = _time_gradient(subject.risk)
         listener(Finished("preflight"))
         operator.seconds, warm_up = 0.0, operator.num_matvecs
@@ -200,7 +204,12 @@ def _loss(loss: LossValue) -> schema.Loss:
 def _operator(recipe: Recipe, subject: Subject, choice: Choice, preflight: Preflight | None) -> schema.Operator:
     tests = schema.Preflight()
     if preflight is not None:
-        tests = schema.Preflight(symmetry=preflight.symmetry, repeat=preflight.repeat, linearity=preflight.linearity)
+        tests = schema.Preflight(
+            symmetry=preflight.symmetry,
+            repeat=preflight.repeat,
+            linearity=preflight.linearity,
+            known_answer=preflight.known_answer,
+        )
     return schema.Operator(
         kind=recipe.operator.kind,
         product=choice.product,

@@ -1,8 +1,11 @@
 """Precedence, origins, and one set of names for options and keys."""
 
+import json
+
 import pytest
 import yaml
 
+from hesscli.cli.app import _exit_code
 from hesscli.errors import UsageError
 from hesscli.recipe.document import dump, known_paths, load_recipe, parse_overrides, resolve
 
@@ -100,3 +103,21 @@ def test_all_faults_of_a_recipe_are_one_error():
     with pytest.raises(UsageError) as caught:
         resolve([("recipe", values)])
     assert len(str(caught.value).split("\nerror: ")) == 4
+
+
+@pytest.mark.parametrize(("kind", "product"), [("ggn", "layered"), ("fisher", "double-backward")])
+def test_a_product_that_a_matrix_does_not_have_is_refused(kind, product, tmp_path, capsys):
+    small = ["-L", "2", "--max-length", "8", "--preset", "quick", "-o", str(tmp_path)]
+    assert _exit_code(["trace", "demo", "--operator", kind, "--product", product, *small]) == 2
+    assert f"'{product}' is for the Hessian, not for {kind}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["ggn", "fisher", "empirical-fisher"])
+def test_semi_definite_matrices_have_no_negative_mass(kind, tmp_path, capsys):
+    small = ["-L", "2", "--max-length", "8", "--probes", "2", "--steps", "5", "-o", str(tmp_path), "--json"]
+    assert _exit_code(["density", "demo", "--operator", kind, *small]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["operator"]["kind"] == kind
+    assert report["metrics"]["negative_mass"]["value"] == 0
+    assert report["metrics"]["trace"]["value"] > 0
+    assert report["operator"]["preflight"]["known_answer"] < 1e-4
