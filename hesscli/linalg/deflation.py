@@ -70,6 +70,8 @@ class Outliers(Generic[V]):
     values: np.ndarray
     residual_norms: np.ndarray
     basis: Basis[V]
+    reach: float | None
+    """How far beyond the run's outermost Ritz values the spectrum may go; None where that is not known."""
 
 
 def converged_outliers(state: LanczosState[V], *, tolerance: float) -> Outliers[V]:
@@ -84,4 +86,4 @@ def converged_outliers(state: LanczosState[V], *, tolerance: float) -> Outliers[
     basis = state.space.basis()
     for place in np.flatnonzero(good):
         basis.append(state.basis.combine(ritz.vectors[:, [place]])[0])
-    return Outliers(ritz.values[good], ritz.residual_norms[good], basis)
+    return Outliers(ritz.values[good], ritz.residual_norms[good], basis, state.reach())

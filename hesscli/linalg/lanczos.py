@@ -12,6 +12,7 @@ import numpy as np
 
 from hesscli.linalg.basis import Basis
 from hesscli.linalg.operator import LinearOperator
+from hesscli.linalg.reach import hidden_reach
 from hesscli.linalg.space import Space
 from hesscli.linalg.tridiagonal import ritz_decomposition
 
@@ -136,6 +137,15 @@ class LanczosState(Generic[V]):
         """Ritz values of the run so far."""
         values, vectors = ritz_decomposition(np.array(self.alphas), np.array(self.betas[:-1]))
         return Ritz(values, self.betas[-1] * np.abs(vectors[-1]), vectors[0] ** 2, vectors)
+
+    def reach(self) -> float | None:
+        """How far the spectrum may go beyond the outermost Ritz values; 0 once the Krylov space is invariant."""
+        if 0.0 in self.betas:
+            return 0.0
+        values = self.ritz().values
+        return hidden_reach(
+            float(values[0]), float(values[-1]), dimension=self.space.dimension, num_steps=self.num_matvecs
+        )
 
     def orthogonality_loss(self) -> float:
         """The largest |v_i . v_m| for the last basis vector; 0 without a basis."""

@@ -17,21 +17,17 @@ class Certified(Generic[V]):
 
     values: np.ndarray
     residual_norms: np.ndarray
-    """||H y - value y||, from a product on y: an eigenvalue lies within it of the value."""
-    bars: np.ndarray
-    """min(r, r^2 / gap), the bound of Kato and Temple where the gap is known; r at the ends of the set."""
+    """||H y - value y||, from a product on y: an eigenvalue lies within it of the value. The sharper bound
+    r^2 / gap is not given: it is void where an eigenvalue was missed, and no residual shows that."""
     asymmetry: float
     """||K - K^T|| / ||K|| of the projected matrix: the product's own error."""
     vectors: list[V]
 
 
-def certify(operator: LinearOperator[V], vectors: Sequence[V], *, num_low: int) -> Certified[V]:
+def certify(operator: LinearOperator[V], vectors: Sequence[V]) -> Certified[V]:
     """Certify the span of k orthonormal vectors: k products, 3k vectors held beside the given ones.
 
-    The first `num_low` values belong to the low end of the spectrum, the others to the high end; between the
-    two lies all that was not looked at, so no gap is known there.
-
-    ALGORITHMS: "noisy Krylov, accurate Rayleigh-Ritz"; Parlett 1980, section 11 for the bounds.
+    Parlett 1980, section 11. The basis may come from a noisy operator: what is certified does not.
     """
     space = operator.space
     products = operator.matvecs(vectors)
@@ -49,7 +45,7 @@ def certify(operator: LinearOperator[V], vectors: Sequence[V], *, num_low: int) 
         residuals[i] = space.norm(w)
     size = float(np.linalg.norm(projected))
     asymmetry = float(np.linalg.norm(projected - projected.T)) / size if size > 0 else 0.0
-    return Certified(values, residuals, _bars(values, residuals, num_low), asymmetry, [y for y, _ in pairs])
+    return Certified(values, residuals, asymmetry, [y for y, _ in pairs])
 
 
 def _combine(operator: LinearOperator[V], vectors: Sequence[V], coefficients: np.ndarray) -> V:
@@ -57,15 +53,3 @@ def _combine(operator: LinearOperator[V], vectors: Sequence[V], coefficients: np
     for c, v in zip(coefficients, vectors, strict=True):
         operator.space.axpy(float(c), v, out)
     return out
-
-
-def _bars(values: np.ndarray, residuals: np.ndarray, num_low: int) -> np.ndarray:
-    """min(r, r^2 / (gap - r)); the innermost pair of each end has no known gap and keeps r."""
-    bars = residuals.copy()
-    for end in (np.arange(num_low), np.arange(num_low, len(values))[::-1]):  # from the outside inwards
-        for place, i in enumerate(end[:-1]):
-            neighbours = [end[place + 1]] + ([end[place - 1]] if place else [])
-            gap = min(abs(values[i] - values[j]) - residuals[j] for j in neighbours)
-            if gap > residuals[i]:
-                bars[i] = min(bars[i], residuals[i] ** 2 / (gap - residuals[i]))
-    return bars

@@ -46,6 +46,8 @@ class Density:
     negative_mass: Estimate
     """The quadrature's own estimate of the share of eigenvalues below zero; the bounds below hold it."""
     negative_mass_bounds: tuple[float, float]
+    reach: float | None
+    """How far beyond the outermost nodes an eigenvalue may lie, with 95 % chance; None where steps are too few."""
     dimension: int
     num_deflated: int
     num_steps: int
@@ -97,7 +99,7 @@ def density(
 def _outliers(operator: LinearOperator[V], steps: int, seed: int, on_event: OnEvent) -> Outliers[V]:
     space = operator.space
     if not steps:
-        return Outliers(np.zeros(0), np.zeros(0), space.basis())
+        return Outliers(np.zeros(0), np.zeros(0), space.basis(), None)
     start = space.random("gaussian", seed=seed, index=START_INDEX)
     state = LanczosState.start(space, start, reorthogonalise=True)
     while goes_on(state, steps=steps, seed=seed):
@@ -126,10 +128,17 @@ def _gathered(states: list[LanczosState[V]], outliers: Outliers[V], space: Space
         squared_frobenius=_mean(exact_squares, [size * (q.weights @ q.values**2) for size, q in rests]),
         negative_mass=mean_estimate(np.array([q.weights[q.values < 0].sum() for q in quadratures])),
         negative_mass_bounds=(float(zero.low[0]), float(zero.high[0])),
+        reach=_reach(states, outliers),
         dimension=n,
         num_deflated=k,
         num_steps=max((s.num_matvecs for s in states), default=0),
     )
+
+
+def _reach(states: list[LanczosState[V]], outliers: Outliers[V]) -> float | None:
+    """From the run over the whole space, else from the probe that says most: they are of one length."""
+    known = [outliers.reach] if outliers.reach is not None or len(outliers.basis) else [s.reach() for s in states]
+    return min((r for r in known if r is not None), default=None)
 
 
 def _mean(known: float, draws: list[float]) -> Estimate:

@@ -24,7 +24,6 @@ class Pair:
 
     value: float
     residual_norm: float
-    bar: float
     converged: bool
 
 
@@ -37,6 +36,8 @@ class TopK:
     """The first `num_high` pairs are the largest eigenvalues, the rest the smallest."""
     status: Status
     num_steps: int
+    reach: float | None
+    """How far beyond the outermost pairs an eigenvalue may lie, with 95 % chance; None where steps are too few."""
     orthogonality_loss: float
     asymmetry: float
 
@@ -110,14 +111,12 @@ def _certified(
     ritz = state.ritz()
     wanted, num_low = _wanted(ritz, k, which)
     on_event(Started("certify", len(wanted)))
-    certified = certify(operator, state.basis.combine(ritz.vectors[:, wanted]), num_low=num_low)
+    certified = certify(operator, state.basis.combine(ritz.vectors[:, wanted]))
     on_event(Finished("certify"))
     good = _converged(certified.values, certified.residual_norms, tolerance, ritz, operator.space.epsilon)
     pairs = [
-        Pair(float(value), float(residual), float(bar), bool(ok))
-        for value, residual, bar, ok in zip(
-            certified.values, certified.residual_norms, certified.bars, good, strict=True
-        )
+        Pair(float(value), float(residual), bool(ok))
+        for value, residual, ok in zip(certified.values, certified.residual_norms, good, strict=True)
     ]
     if status is Status.CONVERGED and not good.all():
         status = Status.BUDGET_SPENT
@@ -126,6 +125,7 @@ def _certified(
         len(pairs) - num_low,
         status,
         state.num_matvecs,
+        state.reach(),
         state.orthogonality_loss(),
         certified.asymmetry,
     )

@@ -121,7 +121,7 @@ class Eigenpair(Part):
     residual: float
     converged: bool
     bar: float | None = None
-    """Half-width of an interval that holds an eigenvalue: the smaller of r and r squared over the gap."""
+    """Half-width of an interval that holds an eigenvalue: the residual, widened by the product's noise."""
 
 
 class Band(Part):

@@ -77,7 +77,7 @@ def _topk(recipe: Recipe, _subject: Subject, operator: ObservedOperator, noise: 
     )
     floor = max(noise, result.asymmetry) * max(abs(p.value) for p in result.pairs)
     pairs = [
-        schema.Eigenpair(value=p.value, residual=p.residual_norm, converged=p.converged, bar=p.bar + floor)
+        schema.Eigenpair(value=p.value, residual=p.residual_norm, converged=p.converged, bar=p.residual_norm + floor)
         for p in result.pairs
     ]
     settings |= {"steps_taken": result.num_steps, "orthogonality_loss": result.orthogonality_loss}

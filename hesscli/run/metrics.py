@@ -40,45 +40,53 @@ def bounded(value: float, low: float, high: float, *, precision: float, n: int |
     )
 
 
-def extremes(high: tuple[float, float], low: tuple[float, float], *, noise: float) -> Metrics:
-    """lambda_max, lambda_min and spectral_radius from (value, bar) of both ends."""
-    radius = max(high, low, key=lambda pair: abs(pair[0]))
-    precision = noise * abs(radius[0])
-    out = {
-        name: bounded(value, value - bar, value + bar, precision=precision)
-        for name, (value, bar) in {"lambda_max": high, "lambda_min": low}.items()
-    }
-    # The end that is smaller by a little may be the larger one within its bar.
-    least, most = (max(abs(value) + sign * bar for value, bar in (high, low)) for sign in (-1, 1))
-    out["spectral_radius"] = bounded(abs(radius[0]), least, most, precision=precision)
+def end(value: float, inward: float, outward: float | None, *, sign: int, precision: float) -> schema.Metric:
+    """An end of the spectrum (sign 1 the upper): an eigenvalue lies within `inward`, none beyond `outward`."""
+    if outward is None:
+        return schema.Metric(value=value, reason="too few steps to say how far the spectrum goes beyond")
+    beyond = max(inward, outward)
+    low, high = (value - inward, value + beyond) if sign > 0 else (value - beyond, value + inward)
+    return bounded(value, low, high, precision=precision)
+
+
+def extremes(
+    high: tuple[float, float] | None, low: tuple[float, float] | None, *, reach: float | None, noise: float
+) -> Metrics:
+    """lambda_max, lambda_min and spectral_radius from (value, residual) of the ends that were looked at."""
+    precision = noise * max(abs(pair[0]) for pair in (high, low) if pair)
+    out: Metrics = {}
+    if high:
+        out["lambda_max"] = end(*high, reach, sign=1, precision=precision)
+    if low:
+        out["lambda_min"] = end(*low, reach, sign=-1, precision=precision)
+    if high and low:
+        radius = max(abs(high[0]), abs(low[0]))
+        # The end that is smaller by a little may be the larger one within its bar.
+        least = max(abs(value) - residual for value, residual in (high, low))
+        most = None if reach is None else max(abs(v) + max(r, reach) for v, r in (high, low)) - radius
+        out["spectral_radius"] = end(radius, radius - least, most, sign=1, precision=precision)
     return out
 
 
 def topk_metrics(result: TopK, *, noise: float) -> Metrics:
     """What certified pairs say; an end that was not looked at is absent."""
-    pairs = result.pairs
-    size = noise * max(abs(p.value) for p in pairs)
-    out: Metrics = {}
-    if result.num_high:
-        top = pairs[0]
-        out["lambda_max"] = bounded(top.value, top.value - top.bar, top.value + top.bar, precision=size)
+    pairs = [(p.value, p.residual_norm) for p in result.pairs]
+    high = pairs[0] if result.num_high else None
+    low = pairs[-1] if result.num_high < len(pairs) else None
+    out = extremes(high, low, reach=result.reach, noise=noise)
+    if high:
         out["max_stable_learning_rate"] = (
             _learning_rate(out["lambda_max"])
-            if top.converged
+            if result.pairs[0].converged
             else schema.Metric(value=None, reason="lambda_max has not converged: a larger one may be missing")
         )
-    if result.num_high < len(pairs):
-        end = pairs[-1]
-        out["lambda_min"] = bounded(end.value, end.value - end.bar, end.value + end.bar, precision=size)
-    if result.num_high and result.num_high < len(pairs):
-        top, end = pairs[0], pairs[-1]
-        out |= extremes((top.value, top.bar), (end.value, end.bar), noise=noise)
     return out
 
 
 def _learning_rate(lambda_max: schema.Metric) -> schema.Metric:
     assert lambda_max.value is not None
-    assert lambda_max.ci is not None
+    if lambda_max.ci is None:
+        return schema.Metric(value=None, reason=lambda_max.reason)
     low, high = lambda_max.ci
     if low <= 0:
         told = "not above zero" if high <= 0 else "not told apart from zero"
@@ -101,7 +109,7 @@ def density_metrics(result: Density, *, noise: float) -> Metrics:
     """The moments, the ends, the share below zero and the effective rank."""
     high = max(((float(q.values[-1]), float(q.residual_norms[-1])) for q in result.quadratures), key=lambda p: p[0])
     low = min(((float(q.values[0]), float(q.residual_norms[0])) for q in result.quadratures), key=lambda p: p[0])
-    out = extremes(high, low, noise=noise)
+    out = extremes(high, low, reach=result.reach, noise=noise)
     out |= moments(result.trace, result.squared_frobenius, dimension=result.dimension, noise=noise)
     bounds = result.negative_mass_bounds
     mass = min(max(result.negative_mass.value, bounds[0]), bounds[1])

@@ -26,7 +26,7 @@ def test_both_ends_agree_with_the_dense_hessian(name):
     assert values == pytest.approx(np.concatenate([truth[::-1][:3], truth[:3][::-1]]), rel=1e-4)
     rounding = 1e-6 * np.abs(truth).max()
     for pair in result.pairs:
-        assert np.abs(truth - pair.value).min() <= pair.bar + rounding
+        assert np.abs(truth - pair.value).min() <= pair.residual_norm + rounding
 
 
 def test_a_language_model_spectrum_gives_its_outliers():
