@@ -164,7 +164,7 @@ def _blockdiag(
     parts = [b.parts for b in subject.blocks]
     result = blockdiag(operator, blocks=parts, probes=settings["probes"], seed=settings["seed"], on_event=on_event)
     worst = float(np.max(result.linearity))
-    settings |= {"linearity_residual": worst, "baseline_cosine": float(len(parts) ** -0.5)}
+    settings |= {"linearity_residual": worst, "baseline_cosine": _baseline_cosine(subject)}
     findings = Findings(settings)
     if worst > LINEARITY_LIMIT:
         findings.status = "untrustworthy"
@@ -177,3 +177,10 @@ def _blockdiag(
     findings.blocks = blockdiag_blocks(result, subject.blocks, subject.risk.space, noise=max(noise, worst))
     findings.coupling = coupling(result, subject.blocks)
     return findings
+
+
+def _baseline_cosine(subject: Subject) -> float:
+    """The mean cosine of a matrix without block structure: sqrt(n_b / n), which is 1/sqrt(B) for B equal blocks."""
+    numels = np.array(subject.risk.space.numels)
+    shares = [numels[sorted(b.parts)].sum() / numels.sum() for b in subject.blocks]
+    return float(np.mean(np.sqrt(shares)))

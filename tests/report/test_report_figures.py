@@ -177,7 +177,7 @@ def test_the_baseline_is_that_of_a_matrix_without_structure():
     error = np.linalg.norm(image - own, axis=1) / np.linalg.norm(image, axis=1)
     cosine = (image * own).sum(axis=1) / np.linalg.norm(image, axis=1) / np.linalg.norm(own, axis=1)
     # 300 rows a block: one standard error of the mean over four blocks is about 1 / sqrt(1200) = 0.03.
-    assert baseline(count) == pytest.approx((error.mean(), cosine.mean()), abs=0.09)
+    assert baseline([1] * count) == pytest.approx((error.mean(), cosine.mean()), abs=0.09)
 
 
 @pytest.mark.parametrize(
@@ -211,3 +211,9 @@ def test_reports_are_read_drawn_and_printed_without_torch_and_matplotlib_waits_u
     here = str(pathlib.Path(__file__).parent)
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, "-c", code, here, folder], check=True)
+
+
+def test_the_baseline_of_unequal_blocks_is_that_of_their_sizes():
+    error, cosine = baseline([99, 1])
+    assert cosine == pytest.approx((0.99**0.5 + 0.1) / 2)
+    assert error == pytest.approx((0.1 + 0.99**0.5) / 2)

@@ -1,5 +1,6 @@
 """The block-diagonal test: how far each block acts alone, against a matrix without block structure."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hesscli.report.figures.rows import column, height, name_rows
@@ -18,7 +19,7 @@ def figure(report: Report) -> "Figure":
 
     sheet_ = sheet(report, 10.5, height(len(report.blocks)))
     left, right = sheet_.subplots(1, 2, sharey=True)
-    error, cosine = baseline(len(report.blocks))
+    error, cosine = baseline([b.num_parameters for b in report.blocks])
     _draw(left, report, "relative_error", error, VERMILION, "o")
     _draw(right, report, "cosine", cosine, BLUE, "s")
     left.set_title("Relative error of the block alone")
@@ -32,9 +33,14 @@ def figure(report: Report) -> "Figure":
     return sheet_
 
 
-def baseline(count: int) -> tuple[float, float]:
-    """Return (relative error, cosine) of a matrix without structure cut into `count` equal blocks."""
-    return (1 - 1 / count) ** 0.5, count**-0.5
+def baseline(sizes: Sequence[int]) -> tuple[float, float]:
+    """Return the mean (relative error, cosine) of a matrix without structure cut into blocks of these sizes.
+
+    A block of the share s of all parameters expects sqrt(1 - s) and sqrt(s): 1/sqrt(B) for B equal blocks.
+    """
+    shares = [size / sum(sizes) for size in sizes]
+    mean_error = sum((1 - s) ** 0.5 for s in shares) / len(shares)
+    return mean_error, sum(s**0.5 for s in shares) / len(shares)
 
 
 def table(report: Report) -> Table:
@@ -72,7 +78,7 @@ def _draw(axes: "Axes", report: Report, name: str, expected: float, colour: str,
         capsize=3,
         label=f"{name.replace('_', ' ')} with 95 % interval",
     )
-    label = f"no structure, equal blocks: {expected:.2f}"
+    label = f"no structure, mean: {expected:.2f}"
     axes.axvline(expected, color="black", ls="--" if marker == "o" else ":", lw=1.4, label=label)
     lows = [value - low for value, (low, _) in zip(values, bars, strict=True)]
     highs = [value + high for value, (_, high) in zip(values, bars, strict=True)]
