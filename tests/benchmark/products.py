@@ -12,6 +12,8 @@ from torch.nn import functional
 from transformers.activations import SiLUActivation
 
 from hesscli.curvature.double_backward import HessianOperator
+from hesscli.curvature.layered import LayeredHessianOperator
+from hesscli.curvature.stack import find_stack
 from hesscli.data import IGNORED
 
 
@@ -69,6 +71,12 @@ def hess_kept(subject, v):
     return lambda: operator.matvec(v)
 
 
+def hess_layered(subject, v):
+    risk = subject.risk()
+    operator = LayeredHessianOperator(risk, find_stack(risk.model, risk.batches[0]))
+    return lambda: operator.matvec(v)
+
+
 def _eigenthings(subject, v, method):
     from hessian_eigenthings.operators.hessian import HessianOperator as Peer
 
@@ -117,6 +125,7 @@ def pyhessian(subject, v):
 PRODUCTS = {
     "hess, double backward": (hess_made_again, "hesscli", 1e-4),
     "hess, graph kept": (hess_kept, "hesscli", 1e-4),
+    "hess, layered": (hess_layered, "hesscli", 1e-4),
     "hessian-eigenthings, autograd": (eigenthings_autograd, "hessian_eigenthings", 1e-4),
     "hessian-eigenthings, finite difference": (eigenthings_difference, "hessian_eigenthings", 1e-2),
     "curvlinops, SiLU from primitives": (curvlinops, "curvlinops", 1e-4),
