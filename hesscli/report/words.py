@@ -63,7 +63,9 @@ def plural(number: int, noun: str) -> str:
 def _effort(report: Report) -> list[str]:
     if report.spectrum is not None:
         rows = report.spectrum.nodes
-        return [f"{plural(len(rows), 'probe')} \N{MULTIPLICATION SIGN} {plural(max(map(len, rows)), 'step')}"]
+        # Deflated outliers stand among the nodes of every probe: they are no steps.
+        steps = report.estimator.get("steps_taken", max(map(len, rows)))
+        return [f"{plural(len(rows), 'probe')} \N{MULTIPLICATION SIGN} {plural(steps, 'step')}"]
     probes = report.estimator.get("probes")
     if isinstance(probes, int) and report.command in ("trace", "blockdiag"):
         return [plural(probes, "probe")]
