@@ -77,7 +77,8 @@ def _blockdiag(report: Report) -> str:
         verdict = "block-diagonal curvature holds only in part"
     text = f"{verdict}: over {count} blocks the relative error is {_figure(error)} (0 if it held, near 1 if not)"
     if cosine is not None:
-        text += f" and the cosine {_figure(cosine)}, {_against(cosine, baseline([b.num_parameters for b in report.blocks])[1])}"
+        _, expected = baseline([b.num_parameters for b in report.blocks])
+        text += f" and the cosine {_figure(cosine)}, {_against(cosine, expected)}"
     return text
 
 
