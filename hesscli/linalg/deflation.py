@@ -72,6 +72,8 @@ class Outliers(Generic[V]):
     basis: Basis[V]
     reach: float | None
     """How far beyond the run's outermost Ritz values the spectrum may go; None where that is not known."""
+    noise: float
+    """The product's error on a unit vector, as the run shows it."""
 
 
 def converged_outliers(state: LanczosState[V], *, tolerance: float) -> Outliers[V]:
@@ -86,4 +88,4 @@ def converged_outliers(state: LanczosState[V], *, tolerance: float) -> Outliers[
     basis = state.space.basis()
     for place in np.flatnonzero(good):
         basis.append(state.basis.combine(ritz.vectors[:, [place]])[0])
-    return Outliers(ritz.values[good], ritz.residual_norms[good], basis, state.reach())
+    return Outliers(ritz.values[good], ritz.residual_norms[good], basis, state.reach(), state.noise())

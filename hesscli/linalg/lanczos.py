@@ -21,6 +21,7 @@ V = TypeVar("V")
 # A residual this many rounding errors of ||H|| long is nothing but rounding: the Krylov space is invariant.
 # sqrt(eps) would lie inside genuine float32 betas.
 _BREAKDOWN = 10.0
+_METER_FLOOR = 10.0  # times sqrt(eps): below it the noise meter reads rounding
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +147,23 @@ class LanczosState(Generic[V]):
         return hidden_reach(
             float(values[0]), float(values[-1]), dimension=self.space.dimension, num_steps=self.num_matvecs
         )
+
+    def noise(self) -> float:
+        """The length of the product's error on a unit vector, as the recurrence itself shows it; 0 without a basis.
+
+        An exact symmetric product has v_{j-1}.H v_j = beta_{j-1}; an error e makes it fall short by |e|^2 / beta,
+        since beta has the error's length in it. Rounding of an exact product alone reads as sqrt(eps): what is not
+        well above that is given as 0.
+        """
+        squares = [
+            beta * (beta - column[-2])
+            for beta, column in zip(self.betas, self.coefficients[1:], strict=False)
+            if beta > 0 and len(column) > 1
+        ]
+        # The first betas are as long as the outliers, and the error's component along v weighs with them.
+        later = squares[len(squares) // 2 :]
+        eta = float(np.sqrt(max(0.0, np.median(later)))) if later else 0.0
+        return eta if eta > _METER_FLOOR * np.sqrt(self.space.epsilon) * self.scale else 0.0
 
     def orthogonality_loss(self) -> float:
         """The largest |v_i . v_m| for the last basis vector; 0 without a basis."""

@@ -48,6 +48,8 @@ class Density:
     negative_mass_bounds: tuple[float, float]
     reach: float | None
     """How far beyond the outermost nodes an eigenvalue may lie, with 95 % chance; None where steps are too few."""
+    smear: float
+    """What noise does to an eigenvalue: nothing smaller than this can be told from noise."""
     dimension: int
     num_deflated: int
     num_steps: int
@@ -99,7 +101,7 @@ def density(
 def _outliers(operator: LinearOperator[V], steps: int, seed: int, on_event: OnEvent) -> Outliers[V]:
     space = operator.space
     if not steps:
-        return Outliers(np.zeros(0), np.zeros(0), space.basis(), None)
+        return Outliers(np.zeros(0), np.zeros(0), space.basis(), None, 0.0)
     start = space.random("gaussian", seed=seed, index=START_INDEX)
     state = LanczosState.start(space, start, reorthogonalise=True)
     while goes_on(state, steps=steps, seed=seed):
@@ -115,7 +117,9 @@ def _gathered(states: list[LanczosState[V]], outliers: Outliers[V], space: Space
         _with_outliers(nothing, outliers, n),
     )
     # An exact product is rounded all the same: an eigenvalue that is zero may come out on either side.
-    smear = 2 * max(noise, space.epsilon) * max(float(np.abs(q.values).max()) for q in quadratures)
+    largest = max(float(np.abs(q.values).max()) for q in quadratures)
+    # Noise of length eta spreads every eigenvalue over a semicircle of radius 2 eta.
+    smear = 2 * max(max(noise, space.epsilon) * largest, outliers.noise)
     # A projected Rademacher vector has E |g|^2 = n - k: unnormalised, it gives traces over the rest of the space.
     rests = [(s.start_norm**2, s.ritz()) for s in states]
     exact_trace = float(outliers.values.sum())
@@ -129,6 +133,7 @@ def _gathered(states: list[LanczosState[V]], outliers: Outliers[V], space: Space
         negative_mass=mean_estimate(np.array([q.weights[q.values < 0].sum() for q in quadratures])),
         negative_mass_bounds=(float(zero.low[0]), float(zero.high[0])),
         reach=_reach(states, outliers),
+        smear=smear,
         dimension=n,
         num_deflated=k,
         num_steps=max((s.num_matvecs for s in states), default=0),

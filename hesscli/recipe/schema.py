@@ -17,10 +17,10 @@ Positive = Annotated[int, Field(ge=1)]
 # the products find what dominates, the other half samples the rest.
 PRESETS: dict[str, dict[str, dict[str, int]]] = {
     "quick": {
-        "density": {"probes": 2, "steps": 20},
+        "density": {"probes": 3, "steps": 20},
         "topk": {"steps": 40},
         "trace": {"probes": 8, "steps": 8},
-        "blockdiag": {"probes": 2},
+        "blockdiag": {"probes": 3},
     },
     "standard": {
         "density": {"probes": 4, "steps": 40},

@@ -44,7 +44,8 @@ def _topk(report: Report) -> str:
     elif missing:
         parts.append("no pair has converged")
     elif pairs:
-        parts.append("both pairs converged" if len(pairs) == 2 else f"all {plural(len(pairs), 'pair')} converged")
+        few = {1: "it converged", 2: "both pairs converged"}
+        parts.append(few.get(len(pairs), f"all {len(pairs)} pairs converged"))
     return "; ".join(part for part in parts if part) or "no eigenpair was found"
 
 

@@ -75,7 +75,7 @@ def _topk(recipe: Recipe, _subject: Subject, operator: ObservedOperator, noise: 
         seed=settings["seed"],
         on_event=on_event,
     )
-    floor = max(noise, result.asymmetry) * max(abs(p.value) for p in result.pairs)
+    floor = max(max(noise, result.asymmetry) * max(abs(p.value) for p in result.pairs), 2 * result.noise)
     pairs = [
         schema.Eigenpair(value=p.value, residual=p.residual_norm, converged=p.converged, bar=p.residual_norm + floor)
         for p in result.pairs

@@ -50,10 +50,9 @@ def end(value: float, inward: float, outward: float | None, *, sign: int, precis
 
 
 def extremes(
-    high: tuple[float, float] | None, low: tuple[float, float] | None, *, reach: float | None, noise: float
+    high: tuple[float, float] | None, low: tuple[float, float] | None, *, reach: float | None, precision: float
 ) -> Metrics:
     """lambda_max, lambda_min and spectral_radius from (value, residual) of the ends that were looked at."""
-    precision = noise * max(abs(pair[0]) for pair in (high, low) if pair)
     out: Metrics = {}
     if high:
         out["lambda_max"] = end(*high, reach, sign=1, precision=precision)
@@ -73,7 +72,8 @@ def topk_metrics(result: TopK, *, noise: float) -> Metrics:
     pairs = [(p.value, p.residual_norm) for p in result.pairs]
     high = pairs[0] if result.num_high else None
     low = pairs[-1] if result.num_high < len(pairs) else None
-    out = extremes(high, low, reach=result.reach, noise=noise)
+    radius = max(abs(value) for value, _ in pairs)
+    out = extremes(high, low, reach=result.reach, precision=max(noise * radius, 2 * result.noise))
     if high:
         out["max_stable_learning_rate"] = (
             _learning_rate(out["lambda_max"])
@@ -109,7 +109,7 @@ def density_metrics(result: Density, *, noise: float) -> Metrics:
     """The moments, the ends, the share below zero and the effective rank."""
     high = max(((float(q.values[-1]), float(q.residual_norms[-1])) for q in result.quadratures), key=lambda p: p[0])
     low = min(((float(q.values[0]), float(q.residual_norms[0])) for q in result.quadratures), key=lambda p: p[0])
-    out = extremes(high, low, reach=result.reach, noise=noise)
+    out = extremes(high, low, reach=result.reach, precision=result.smear)
     out |= moments(result.trace, result.squared_frobenius, dimension=result.dimension, noise=noise)
     bounds = result.negative_mass_bounds
     mass = min(max(result.negative_mass.value, bounds[0]), bounds[1])

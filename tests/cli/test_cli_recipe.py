@@ -47,7 +47,7 @@ def test_each_value_is_shown_with_its_origin(hess, recipe_file):
 
 def test_flags_win_over_the_preset_and_the_preset_over_defaults(hess):
     ended = hess("density", "demo", "--preset", "quick", "--steps", "7", "--params", "model.*", "--print-config")
-    for line in ("probes: 2  # preset quick", "steps: 7  # flag", "params:  # flag", "limit: 64  # default"):
+    for line in ("probes: 3  # preset quick", "steps: 7  # flag", "params:  # flag", "limit: 64  # default"):
         assert line in ended.out
     assert "which:" not in ended.out  # density does not read it
 

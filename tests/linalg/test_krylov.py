@@ -150,3 +150,24 @@ def test_ritz_decomposition_of_one_step_and_of_none_between_blocks():
     assert vectors.tolist() == [[1.0]]
     values, _ = ritz_decomposition(np.array([1.0, 2.0, 3.0]), np.array([0.0, 0.0]))
     assert values.tolist() == [1.0, 2.0, 3.0]
+
+
+class Noisy:
+    """An exact operator with an error of length `eta` on each product with a unit vector."""
+
+    def __init__(self, exact, eta):
+        self.space, self._exact, self._eta, self._rng = exact.space, exact, eta, np.random.default_rng(0)
+
+    def matvec(self, v):
+        out = self._exact.matvec(v)
+        error = self.space.split(self._rng.standard_normal(self.space.dimension))
+        self.space.axpy(self._eta / self.space.norm(error), error, out)
+        return out
+
+
+@pytest.mark.parametrize("eta", [0.05, 0.5, 5.0])
+def test_the_noise_meter_reads_what_was_planted(eta):
+    exact = with_spectrum(language_model_spectrum(1200))
+    assert grown(exact, 30).noise() == 0
+    # At this size the error's component along v, beta eta / sqrt(n), still shows: it is a meter, not a measure.
+    assert grown(Noisy(exact, eta), 30).noise() == pytest.approx(eta, rel=0.35)

@@ -133,7 +133,7 @@ def test_the_spread_over_blocks_is_covered_by_its_interval():
 
 
 def test_the_spectral_radius_may_be_the_other_end():
-    radius = extremes((5.0, 0.1), (-4.95, 0.3), reach=0.0, noise=0.0)["spectral_radius"]
+    radius = extremes((5.0, 0.1), (-4.95, 0.3), reach=0.0, precision=0.0)["spectral_radius"]
     assert radius.ci == pytest.approx((4.9, 5.25))
 
 

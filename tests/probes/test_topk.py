@@ -9,6 +9,7 @@ from hesscli.curvature.double_backward import HessianOperator
 from hesscli.events import ignore
 from hesscli.linalg.status import Status
 from hesscli.probes.topk import topk
+from hesscli.run.metrics import topk_metrics
 
 
 def run(operator, **options):
@@ -108,3 +109,32 @@ def test_cost_is_steps_and_one_product_a_pair():
     operator = with_spectrum(language_model_spectrum(300))
     result = run(operator, k=4)
     assert operator.num_matvecs == result.num_steps + 8
+
+
+def test_one_pair_alone_is_not_taken_for_the_largest_after_a_few_steps():
+    # Converged pairs hide what a random start has missed; 23 steps make an eigenvalue far beyond them unlikely.
+    result = run(with_spectrum([9.0, *np.linspace(-0.1, 0.1, 900)]), k=1, which="largest")
+    assert result.reach <= 0.05 * 9.0
+    assert result.status is Status.CONVERGED
+
+
+def test_ends_that_noise_makes_are_within_their_error():
+    # Noise of length 0.5 spreads the bulk over [-1, 1]: a lambda_min of -1 is noise, and its interval says so.
+    eigenvalues = [50.0, *np.linspace(-0.1, 0.1, 900)]
+    exact, rng = with_spectrum(eigenvalues), np.random.default_rng(0)
+
+    class Noisy:
+        space = exact.space
+
+        def matvec(self, v):
+            out, error = exact.matvec(v), self.space.split(rng.standard_normal(901))
+            self.space.axpy(0.5 * self.space.norm(v) / self.space.norm(error), error, out)
+            return out
+
+        def matvecs(self, vs):
+            return [self.matvec(v) for v in vs]
+
+    result = run(Noisy(), k=1, max_steps=40)
+    metric = topk_metrics(result, noise=0.0)["lambda_min"]
+    assert metric.errors.precision > 0.5
+    assert metric.ci[0] <= -0.1 <= metric.ci[1]
