@@ -14,7 +14,6 @@ from hesscli.curvature.gauss_newton import EmpiricalFisherOperator, FisherOperat
 from hesscli.curvature.layered import LayeredHessianOperator
 from hesscli.curvature.risk import EmpiricalRisk
 from hesscli.curvature.stack import Stack, UnknownStructureError, find_stack
-from hesscli.data.slice import IGNORED, Batch
 from hesscli.errors import UsageError
 from hesscli.linalg.operator import LinearOperator
 from hesscli.linalg.space import ParameterVector
@@ -98,7 +97,7 @@ def _checked_stack(risk: EmpiricalRisk) -> Stack:
     Operations without a forward derivative show there, and so does an architecture that is not what it seems:
     weights that two layers share, layers within layers, a piece that the model runs without a gradient.
     """
-    row = _first_row(risk, most=_CHECKED_TOKENS)
+    row = risk.first_row(most=_CHECKED_TOKENS)
     v = row.space.random("rademacher", seed=0, index=0)
     try:
         stack = find_stack(risk.model, row.batches[0])
@@ -130,16 +129,6 @@ def _disagreement(risk: EmpiricalRisk, truth: ParameterVector, product: Paramete
     return float((errors / (allowed * np.maximum(sizes, 0.01 * whole))).max())
 
 
-def _first_row(risk: EmpiricalRisk, *, most: int | None = None) -> EmpiricalRisk:
-    """The first row that has a loss term; of it, `most` positions about its first term."""
-    batch = next(b for b in risk.batches if b.num_terms)
-    row, term = (int(i) for i in (batch.targets != IGNORED).nonzero()[0])
-    start = 0 if most is None else max(0, term - most // 2)
-    columns = slice(start, None if most is None else start + most)
-    inputs = {name: value[row : row + 1, columns] for name, value in batch.inputs.items()}
-    return risk.on([Batch(inputs, batch.targets[row : row + 1, columns])])
-
-
 class _SavedBytes:
     """Counts the storages that autograd saves, each once, by device; parameters are not counted."""
 
@@ -160,7 +149,7 @@ def graph_bytes(risk: EmpiricalRisk) -> tuple[Bytes, Bytes]:
 
     Measured on one row (one product) and scaled by tokens. With each batch's graph goes a gradient.
     """
-    row = _first_row(risk)
+    row = risk.first_row()
     saved = _SavedBytes(tuple(risk.model.parameters()))
     with saved_tensors_hooks(saved.pack, lambda tensor: tensor):
         HessianOperator(row, keep_graph=False).matvec(row.space.zeros())

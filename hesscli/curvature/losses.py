@@ -1,10 +1,10 @@
 """The loss of a batch as a sum over its terms; the division by their global number is made elsewhere, once."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -25,7 +25,7 @@ def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return functional.cross_entropy(logits.to(wide), targets, reduction="none", ignore_index=IGNORED)
 
 
-def cross_entropy_terms(model: nn.Module, batch: Batch, input_device: torch.device) -> torch.Tensor:
+def cross_entropy_terms(model: Callable[..., Any], batch: Batch, input_device: torch.device) -> torch.Tensor:
     """The cross-entropy in nats at each position of a batch, (rows, length).
 
     The model's own loss is not used: it is a mean over the batch, may add auxiliary terms, and is float32

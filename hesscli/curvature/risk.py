@@ -56,6 +56,15 @@ class EmpiricalRisk:
             input_device=self.input_device,
         )
 
+    def first_row(self, *, most: int | None = None) -> "EmpiricalRisk":
+        """The risk on the first row that has a loss term; of it, `most` positions about its first term."""
+        batch = next(b for b in self.batches if b.num_terms)
+        row, term = (int(i) for i in (batch.targets != IGNORED).nonzero()[0])
+        start = 0 if most is None else max(0, term - most // 2)
+        columns = slice(start, None if most is None else start + most)
+        inputs = {name: value[row : row + 1, columns] for name, value in batch.inputs.items()}
+        return self.on([Batch(inputs, batch.targets[row : row + 1, columns])])
+
     def batch_loss(self, batch: Batch) -> torch.Tensor:
         """The sum of the loss over one batch's terms, with a graph."""
         return cross_entropy_terms(self.model, batch, self.input_device).sum()

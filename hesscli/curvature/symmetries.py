@@ -11,14 +11,14 @@ the terms cancel bit for bit, and the error of any product reads 0.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.func import functional_call
 
-from hesscli.curvature.losses import cross_entropy, logits_of, twice_differentiable_attention
+from hesscli.curvature.losses import cross_entropy_terms, twice_differentiable_attention
 from hesscli.curvature.risk import EmpiricalRisk
-from hesscli.data.slice import Batch
 from hesscli.linalg.random import element_key, gaussian
 from hesscli.linalg.space import ParameterVector
 
@@ -53,17 +53,16 @@ class Symmetry:
 
 
 def find_symmetry(risk: EmpiricalRisk, *, seed: int) -> Symmetry | None:
-    """Every scaling symmetry found by structure, and confirmed by the loss of the first row along its orbit.
+    """Every scaling symmetry found by structure, and confirmed by the loss of one row along its orbit.
 
     Both weights of a pair must be among the selected parameters. Costs two forward passes on one row for each kind
     of pair; holds a copy of the scaled weights. None where nothing is found or confirmed.
     """
     factors: dict[str, torch.Tensor] = {}
-    first = risk.batches[0]
-    row = Batch({name: value[:1] for name, value in first.inputs.items()}, first.targets[:1])
+    row = risk.first_row()  # one with a term: without any, the loss is zero all along every direction
     for pair in _PAIRS:
         found = _scalings(risk, pair, seed)
-        if found and not factors.keys() & found.keys() and _loss_unchanged(risk, row, found):
+        if found and not factors.keys() & found.keys() and _loss_unchanged(row, found):
             factors |= found
     return Symmetry(factors) if factors else None
 
@@ -92,17 +91,17 @@ def _scalings(risk: EmpiricalRisk, pair: tuple[str, str], seed: int) -> dict[str
     return out
 
 
-def _loss_unchanged(risk: EmpiricalRisk, row: Batch, factors: Mapping[str, torch.Tensor]) -> bool:
-    weights = dict(risk.model.named_parameters())
+def _loss_unchanged(row: EmpiricalRisk, factors: Mapping[str, torch.Tensor]) -> bool:
+    weights = dict(row.model.named_parameters())
     moved = {n: weights[n].detach() * torch.exp(_ORBIT * c).to(weights[n].dtype) for n, c in factors.items()}
-    before, after = _loss(risk, row, {}), _loss(risk, row, moved)
+    before, after = _loss(row, {}), _loss(row, moved)
     tolerance = max(_UNCHANGED, 4 * max(float(torch.finfo(w.dtype).eps) for w in moved.values()))
     return abs(before - after) <= tolerance * abs(before)
 
 
-def _loss(risk: EmpiricalRisk, row: Batch, weights: Mapping[str, torch.Tensor]) -> float:
-    inputs = {name: value.to(risk.input_device) for name, value in row.inputs.items()}
+def _loss(row: EmpiricalRisk, weights: dict[str, torch.Tensor]) -> float:
+    def model(**inputs: Any) -> Any:
+        return functional_call(row.model, weights, kwargs=inputs)
+
     with torch.no_grad(), twice_differentiable_attention():
-        logits = logits_of(functional_call(risk.model, dict(weights), kwargs={**inputs, "use_cache": False}))
-        terms = cross_entropy(logits.flatten(0, 1), row.targets.flatten().to(logits.device))
-    return float(terms.sum())
+        return float(cross_entropy_terms(model, row.batches[0], row.input_device).sum())

@@ -11,6 +11,7 @@ from hesscli.curvature.layered import LayeredHessianOperator
 from hesscli.curvature.preflight import check_product
 from hesscli.curvature.stack import find_stack
 from hesscli.curvature.symmetries import find_symmetry
+from hesscli.data import IGNORED, Sequence, Slice
 
 SYMMETRIC = ["llama", "qwen3", "gemma3", "olmo2", "mixtral"]
 
@@ -89,3 +90,14 @@ def test_both_weights_of_a_pair_must_be_selected():
     assert find_symmetry(risk_of(model, ragged_slice(), 5, only=lambda n: "up_proj" in n), seed=0) is None
     found = find_symmetry(risk_of(model, ragged_slice(), 5, only=lambda n: "layers.1.mlp" in n), seed=0)
     assert {name.split(".")[2] for name in found.factors} == {"1"}
+
+
+def test_a_first_row_without_a_term_confirms_nothing():
+    # Its loss is zero along every direction, symmetry or not.
+    data = ragged_slice()
+    first = Sequence(data.sequences[0].inputs, torch.full_like(data.sequences[0].targets, IGNORED))
+    model = tiny_model("llama")
+    for layer in model.model.layers:
+        layer.mlp.up_proj.register_forward_hook(lambda _m, _i, out: torch.tanh(out))
+    risk = risk_of(model, Slice((first, *data.sequences[1:]), id="masked first"), 5)
+    assert {name.split(".")[-2] for name in find_symmetry(risk, seed=0).factors} == {"v_proj", "o_proj"}
