@@ -33,6 +33,13 @@ class Basis(Protocol[V]):
         """The columns of V C; C is (m, k)."""
 
 
+def project_out(basis: Basis[V], v: V) -> None:
+    """Put `v - V V^T v` into v, twice, which leaves rounding errors only."""
+    if len(basis):
+        for _ in range(2):
+            basis.subtract(basis.inner(v), v)
+
+
 def to_host(scalars: Sequence[torch.Tensor]) -> np.ndarray:
     """Zero-dimensional or equal 1-d tensors as one float64 array, with one transfer per device."""
     devices = {s.device for s in scalars}

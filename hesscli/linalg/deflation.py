@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from hesscli.linalg.basis import Basis
+from hesscli.linalg.basis import Basis, project_out
 from hesscli.linalg.lanczos import LanczosState
 from hesscli.linalg.operator import LinearOperator
 from hesscli.linalg.space import Space
@@ -19,13 +19,6 @@ V = TypeVar("V")
 
 # The sample index of the vector that a deflating run starts from: no probe draws it, and it must not depend on them.
 START_INDEX = 1 << 41
-
-
-def project_out(basis: Basis[V], v: V) -> None:
-    """Put `v - V V^T v` into v, twice, which leaves rounding errors only."""
-    if len(basis):
-        for _ in range(2):
-            basis.subtract(basis.inner(v), v)
 
 
 def goes_on(state: LanczosState[V], *, steps: int, seed: int) -> bool:

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from hesscli.linalg.basis import Basis
+from hesscli.linalg.basis import Basis, project_out
 from hesscli.linalg.operator import LinearOperator
 from hesscli.linalg.reach import hidden_reach
 from hesscli.linalg.space import Space
@@ -125,8 +125,7 @@ class LanczosState(Generic[V]):
             return False
         current = self.space.copy(v)
         norm = self.space.norm(current)
-        for _ in range(2):
-            self.basis.subtract(self.basis.inner(current), current)
+        project_out(self.basis, current)
         left = self.space.norm(current)
         if left <= 1e3 * self.space.epsilon * norm:
             return False

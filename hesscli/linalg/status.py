@@ -13,7 +13,3 @@ class Status(Enum):
         "lower --k, or look at the preflight; pairs that did not converge are marked"
     )
     SPACE_EXHAUSTED = "the Krylov space is the whole space: the spectrum is complete"
-    NOT_FINITE = (
-        "a product returned NaN or Inf. Likely: (a) the loss overflows in this dtype, (b) a weight is not finite, "
-        "(c) a row has no valid token. Use --dtype float32, or another slice"
-    )

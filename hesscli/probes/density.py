@@ -12,7 +12,8 @@ from typing import TypeVar
 import numpy as np
 
 from hesscli.events import Advanced, Finished, OnEvent, Started
-from hesscli.linalg.deflation import START_INDEX, DeflatedOperator, Outliers, converged_outliers, goes_on, project_out
+from hesscli.linalg.basis import project_out
+from hesscli.linalg.deflation import START_INDEX, DeflatedOperator, Outliers, converged_outliers, goes_on
 from hesscli.linalg.lanczos import LanczosState, Ritz
 from hesscli.linalg.operator import LinearOperator
 from hesscli.linalg.space import Space

@@ -10,8 +10,8 @@ from typing import TypeVar
 import numpy as np
 
 from hesscli.events import Advanced, Finished, OnEvent, Started
-from hesscli.linalg.basis import Basis
-from hesscli.linalg.deflation import START_INDEX, goes_on, project_out
+from hesscli.linalg.basis import Basis, project_out
+from hesscli.linalg.deflation import START_INDEX, goes_on
 from hesscli.linalg.lanczos import LanczosState
 from hesscli.linalg.operator import LinearOperator
 from hesscli.linalg.statistics import Estimate, mean_estimate

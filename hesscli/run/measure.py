@@ -17,7 +17,7 @@ from hesscli.probes.trace import trace
 from hesscli.recipe import Recipe
 from hesscli.report import schema
 from hesscli.run.blocks import LINEARITY_LIMIT, blockdiag_blocks, blockdiag_metrics, coupling
-from hesscli.run.metrics import Metrics, density_metrics, topk_metrics, trace_blocks, trace_metrics
+from hesscli.run.metrics import Metrics, density_metrics, topk_metrics, topk_precision, trace_blocks, trace_metrics
 from hesscli.run.observed import ObservedOperator
 from hesscli.run.setup import Subject
 
@@ -75,13 +75,13 @@ def _topk(recipe: Recipe, _subject: Subject, operator: ObservedOperator, noise: 
         seed=settings["seed"],
         on_event=on_event,
     )
-    floor = max(max(noise, result.asymmetry) * max(abs(p.value) for p in result.pairs), 2 * result.noise)
+    floor = topk_precision(result, noise=noise)
     pairs = [
         schema.Eigenpair(value=p.value, residual=p.residual_norm, converged=p.converged, bar=p.residual_norm + floor)
         for p in result.pairs
     ]
     settings |= {"steps_taken": result.num_steps, "orthogonality_loss": result.orthogonality_loss}
-    findings = Findings(settings, topk_metrics(result, noise=max(noise, result.asymmetry)), pairs)
+    findings = Findings(settings, topk_metrics(result, noise=noise), pairs)
     if result.status is Status.BUDGET_SPENT:
         findings.status, findings.status_text = "not_converged", result.status.value
         missing = sum(not p.converged for p in result.pairs)

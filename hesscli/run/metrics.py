@@ -67,13 +67,18 @@ def extremes(
     return out
 
 
+def topk_precision(result: TopK, *, noise: float) -> float:
+    """What the product's noise does to an eigenvalue: relative noise by the radius, or the meter's semicircle."""
+    relative = max(noise, result.asymmetry)
+    return max(relative * max(abs(p.value) for p in result.pairs), 2 * result.noise)
+
+
 def topk_metrics(result: TopK, *, noise: float) -> Metrics:
     """What certified pairs say; an end that was not looked at is absent."""
     pairs = [(p.value, p.residual_norm) for p in result.pairs]
     high = pairs[0] if result.num_high else None
     low = pairs[-1] if result.num_high < len(pairs) else None
-    radius = max(abs(value) for value, _ in pairs)
-    out = extremes(high, low, reach=result.reach, precision=max(noise * radius, 2 * result.noise))
+    out = extremes(high, low, reach=result.reach, precision=topk_precision(result, noise=noise))
     if high:
         out["max_stable_learning_rate"] = (
             _learning_rate(out["lambda_max"])
