@@ -12,12 +12,13 @@ Cost in gradients: 2 for a product (a forward pass with tangents 1, a gradient 1
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.autograd import forward_ad
 from torch.func import functional_call
 
-from hesscli.curvature.losses import logits_of, twice_differentiable_attention
+from hesscli.curvature.losses import scores, twice_differentiable_attention
 from hesscli.curvature.risk import EmpiricalRisk, add_into
 from hesscli.data.slice import IGNORED, Batch
 from hesscli.linalg.random import element_key, uniform
@@ -54,8 +55,8 @@ class OuterProductOperator(ABC):
         totals = [self.space.zeros() for _ in vs]
         with twice_differentiable_attention():
             for batch in self.risk.batches:
-                inputs = {name: value.to(self.risk.input_device) for name, value in batch.inputs.items()}
-                logits = logits_of(self.risk.model(**inputs, use_cache=False))
+                inputs = self.risk.inputs(batch)
+                logits = scores(self.risk.model, inputs)
                 targets = self.labels(batch, logits.detach().flatten(0, 1))
                 for number, (v, total) in enumerate(zip(vs, totals, strict=True)):
                     cotangent = self._cotangent(inputs, v, targets).view_as(logits)
@@ -67,7 +68,7 @@ class OuterProductOperator(ABC):
             self.space.scale(1.0 / self.risk.num_terms, total)
         return totals
 
-    def _cotangent(self, inputs: dict[str, torch.Tensor], v: ParameterVector, targets: torch.Tensor) -> torch.Tensor:
+    def _cotangent(self, inputs: dict[str, Any], v: ParameterVector, targets: torch.Tensor) -> torch.Tensor:
         """C J v: the model runs once with tangents and without a graph, then the terms by chunks of positions."""
         names = self.space.names
         with torch.no_grad(), forward_ad.dual_level():
@@ -75,8 +76,8 @@ class OuterProductOperator(ABC):
                 name: forward_ad.make_dual(p.detach(), part.to(p.dtype))
                 for name, p, part in zip(names, self.risk.parameters, v, strict=True)
             }
-            scores = logits_of(functional_call(self.risk.model, duals, kwargs={**inputs, "use_cache": False}))
-            logits, tangents = forward_ad.unpack_dual(scores)
+            found = scores(lambda **given: functional_call(self.risk.model, duals, kwargs=given), inputs)
+            logits, tangents = forward_ad.unpack_dual(found)
             if tangents is None:
                 return torch.zeros_like(logits).flatten(0, 1)
             out = torch.zeros_like(logits).flatten(0, 1)

@@ -1,41 +1,46 @@
-"""The loss of a batch as a sum over its terms; the division by their global number is made elsewhere, once."""
+"""The loss as a sum over its terms; the division by their global number is made elsewhere, once.
 
+Every task here is a softmax over classes at positions: tokens of a vocabulary at each place of a text, or labels at
+one position a row. What differs between tasks stands in the targets of the data.
+"""
+
+import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hesscli.data.slice import IGNORED, Batch
+from hesscli.data.slice import IGNORED
 
-_CHUNK = 4096  # positions whose logits are brought to float32 at a time
+_CHUNK = 4096  # positions whose scores are brought to float32 at a time
 
 
-def logits_of(output: Any) -> torch.Tensor:
-    """The scores over the vocabulary in a causal language model's output, (rows, length, vocabulary)."""
-    logits: torch.Tensor = output.logits
-    return logits
+def constant_inputs(model: nn.Module) -> dict[str, Any]:
+    """What a model's forward gets besides the data: no cache, which would keep keys and values of the graph alive."""
+    return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+
+
+def scores(model: Callable[..., Any], inputs: dict[str, Any]) -> torch.Tensor:
+    """Scores of the classes at each position, (rows, positions, classes); a classifier has one position."""
+    logits: torch.Tensor = model(**inputs).logits
+    return logits if logits.dim() == 3 else logits.unsqueeze(1)
 
 
 def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The cross-entropy in nats at each position, (positions,) in float32 or wider; 0 where there is no term."""
-    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    return functional.cross_entropy(logits.to(wide), targets, reduction="none", ignore_index=IGNORED)
-
-
-def cross_entropy_terms(model: Callable[..., Any], batch: Batch, input_device: torch.device) -> torch.Tensor:
-    """The cross-entropy in nats at each position of a batch, (rows, length).
+    """The cross-entropy in nats at each position, (positions,) in float32 or wider; 0 where there is no term.
 
     The model's own loss is not used: it is a mean over the batch, may add auxiliary terms, and is float32
     even for a float64 model.
     """
-    inputs = {name: value.to(input_device) for name, value in batch.inputs.items()}
-    logits = logits_of(model(**inputs, use_cache=False))
-    targets = batch.targets.to(logits.device).flatten()
-    parts = zip(logits.flatten(0, 1).split(_CHUNK), targets.split(_CHUNK), strict=True)
-    return torch.cat([cross_entropy(scores, part) for scores, part in parts]).view(batch.targets.shape)
+    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    parts = zip(logits.split(_CHUNK), targets.to(logits.device).split(_CHUNK), strict=True)
+    return torch.cat(
+        [functional.cross_entropy(s.to(wide), t, reduction="none", ignore_index=IGNORED) for s, t in parts]
+    )
 
 
 def twice_differentiable_attention() -> AbstractContextManager[None]:

@@ -1,13 +1,15 @@
 """The empirical risk: a model's mean loss over the terms of a slice. The batch loop is written here, once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.func import functional_call
 
-from hesscli.curvature.losses import cross_entropy_terms, twice_differentiable_attention
+from hesscli.curvature.losses import constant_inputs, cross_entropy, scores, twice_differentiable_attention
 from hesscli.data.slice import IGNORED, Batch
 from hesscli.linalg.space import ParameterSpace, ParameterVector
 
@@ -41,6 +43,7 @@ class EmpiricalRisk:
         self.parameters = tuple(parameters)
         self.space = ParameterSpace(names, parameters)
         self.num_terms = sum(b.num_terms for b in batches)
+        self._constant = constant_inputs(model)
         _differentiate_embeddings_as_written(model)
         chosen = {id(p) for p in parameters}
         for p in model.parameters():
@@ -57,24 +60,46 @@ class EmpiricalRisk:
         )
 
     def first_row(self, *, most: int | None = None) -> "EmpiricalRisk":
-        """The risk on the first row that has a loss term; of it, `most` positions about its first term."""
+        """The risk on the first row that has a loss term; of it, `most` positions about its first term.
+
+        A row whose inputs are not one for each target, as an image and its label, is taken whole.
+        """
         batch = next(b for b in self.batches if b.num_terms)
         row, term = (int(i) for i in (batch.targets != IGNORED).nonzero()[0])
-        start = 0 if most is None else max(0, term - most // 2)
-        columns = slice(start, None if most is None else start + most)
+        if most is None or any(value.shape != batch.targets.shape for value in batch.inputs.values()):
+            inputs = {name: value[row : row + 1] for name, value in batch.inputs.items()}
+            return self.on([Batch(inputs, batch.targets[row : row + 1])])
+        start = max(0, term - most // 2)
+        columns = slice(start, start + most)
         inputs = {name: value[row : row + 1, columns] for name, value in batch.inputs.items()}
         return self.on([Batch(inputs, batch.targets[row : row + 1, columns])])
 
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """What the model's forward is called with for a batch."""
+        return {name: value.to(self.input_device) for name, value in batch.inputs.items()} | self._constant
+
+    def terms(self, batch: Batch, weights: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
+        """The loss in nats at each position of a batch, (rows, positions), 0 where there is no term.
+
+        `weights` by name stand in for the model's own.
+        """
+
+        def model(**inputs: Any) -> Any:
+            return functional_call(self.model, dict(weights), kwargs=inputs) if weights else self.model(**inputs)
+
+        found = scores(model, self.inputs(batch))
+        return cross_entropy(found.flatten(0, 1), batch.targets.flatten()).view(batch.targets.shape)
+
     def batch_loss(self, batch: Batch) -> torch.Tensor:
         """The sum of the loss over one batch's terms, with a graph."""
-        return cross_entropy_terms(self.model, batch, self.input_device).sum()
+        return self.terms(batch).sum()
 
     def loss(self) -> LossValue:
         """The mean loss and its standard error over rows: one forward pass."""
         sums, counts = [], []
         with torch.no_grad(), twice_differentiable_attention():
             for batch in self.batches:
-                terms = cross_entropy_terms(self.model, batch, self.input_device)
+                terms = self.terms(batch)
                 sums.append(terms.sum(dim=1, dtype=torch.float64).cpu().numpy())
                 counts.append((batch.targets != IGNORED).sum(dim=1).numpy())
         total, count = np.concatenate(sums), np.concatenate(counts)

@@ -16,7 +16,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from hesscli.curvature.losses import logits_of
+from hesscli.curvature.losses import scores
 from hesscli.data.slice import Batch
 
 Forward = Callable[..., Any]
@@ -87,7 +87,8 @@ class Stack:
 
         ids = torch.zeros(given.shape[:2], dtype=torch.long, device=self.input_device)
         with _forwards(self.layers, replace):
-            return logits_of(functional_call(self.model, weights, kwargs={"input_ids": ids, "use_cache": False}))[0]
+            inputs = {"input_ids": ids, "use_cache": False}
+            return scores(lambda **given: functional_call(self.model, weights, kwargs=given), inputs)[0]
 
     def run(
         self,
@@ -159,7 +160,7 @@ def find_stack(model: nn.Module, batch: Batch) -> Stack:
         return forward
 
     with torch.no_grad():
-        whole = logits_of(functional_call(model, weights, kwargs={**inputs, "use_cache": False}))[0]
+        whole = scores(model, {**inputs, "use_cache": False})[0]
         with _forwards(list(marked.values()), watch):
             functional_call(model, weights, kwargs={**inputs, "use_cache": False})
         names = {id(m): name for name, m in marked.items()}

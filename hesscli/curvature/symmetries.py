@@ -11,13 +11,11 @@ the terms cancel bit for bit, and the error of any product reads 0.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
-from torch.func import functional_call
 
-from hesscli.curvature.losses import cross_entropy_terms, twice_differentiable_attention
+from hesscli.curvature.losses import twice_differentiable_attention
 from hesscli.curvature.risk import EmpiricalRisk
 from hesscli.linalg.random import element_key, gaussian
 from hesscli.linalg.space import ParameterVector
@@ -100,8 +98,5 @@ def _loss_unchanged(row: EmpiricalRisk, factors: Mapping[str, torch.Tensor]) -> 
 
 
 def _loss(row: EmpiricalRisk, weights: dict[str, torch.Tensor]) -> float:
-    def model(**inputs: Any) -> Any:
-        return functional_call(row.model, weights, kwargs=inputs)
-
     with torch.no_grad(), twice_differentiable_attention():
-        return float(cross_entropy_terms(model, row.batches[0], row.input_device).sum())
+        return float(row.terms(row.batches[0], weights).sum())
