@@ -11,7 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from hesscli.checkpoint.memory import available_bytes
 from hesscli.curvature.double_backward import HessianOperator
 from hesscli.curvature.gauss_newton import EmpiricalFisherOperator, FisherOperator, GGNOperator
-from hesscli.curvature.layered import LayeredHessianOperator
+from hesscli.curvature.layered import LayeredOperator
 from hesscli.curvature.risk import EmpiricalRisk
 from hesscli.curvature.stack import Stack, UnknownStructureError, find_stack
 from hesscli.errors import UsageError
@@ -88,7 +88,7 @@ def _layered(risk: EmpiricalRisk, why: str) -> Choice:
     except UnknownStructureError as reason:
         operator = HessianOperator(risk, keep_graph=False)
         return Choice(operator, "double-backward", f"layered is not possible ({reason}), 3 gradients each")
-    return Choice(LayeredHessianOperator(risk, stack), "layered", why)
+    return Choice(LayeredOperator(risk, stack), "layered", why)
 
 
 def _checked_stack(risk: EmpiricalRisk) -> Stack:
@@ -100,8 +100,8 @@ def _checked_stack(risk: EmpiricalRisk) -> Stack:
     row = risk.first_row(most=_CHECKED_TOKENS)
     v = row.space.random("rademacher", seed=0, index=0)
     try:
-        stack = find_stack(risk.model, row.batches[0])
-        product = LayeredHessianOperator(row, stack).matvec(v)
+        stack = find_stack(row)
+        product = LayeredOperator(row, stack).matvec(v)
     except UnknownStructureError:
         raise
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:

@@ -44,6 +44,7 @@ class EmpiricalRisk:
         self.space = ParameterSpace(names, parameters)
         self.num_terms = sum(b.num_terms for b in batches)
         self._constant = constant_inputs(model)
+        _keep_no_cache(model)
         _differentiate_embeddings_as_written(model)
         chosen = {id(p) for p in parameters}
         for p in model.parameters():
@@ -119,6 +120,13 @@ class EmpiricalRisk:
                 add_into(total, grads)
         self.space.scale(1.0 / self.num_terms, total)
         return total
+
+
+def _keep_no_cache(model: nn.Module) -> None:
+    """Where forward does not take `use_cache`, the config says it: a cache would hold, and go on, between passes."""
+    for module in model.modules():
+        if getattr(getattr(module, "config", None), "use_cache", None):
+            module.config.use_cache = False
 
 
 def _differentiate_embeddings_as_written(model: nn.Module) -> None:

@@ -1,242 +1,170 @@
-"""A model as prefix, layers and head: h_0 = prefix(W), h_{l+1} = f_l(h_l, W_l), S = head(h_L, W).
+"""A model as marked layers and what lies between them, found by running it; no line for any architecture.
 
-transformers marks the layers of its stacks as `GradientCheckpointingLayer`. Nothing else of an architecture is
-known here: layers are found by running the model once, and the pieces are obtained by replacing the layers'
-`forward` for a moment. Where the pieces do not compose to the model, `find_stack` says why.
+transformers marks the layers of its stacks as `GradientCheckpointingLayer`. A run of the model is then a list of
+calls of layers; what is computed outside of them (embeddings, norms between stacks, the head) is the glue. Layers may
+run more than once, take several inputs that follow from parameters, and return several tensors.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from hesscli.curvature.losses import scores
-from hesscli.data.slice import Batch
+from hesscli.curvature.losses import constant_inputs, scores
+from hesscli.curvature.risk import EmpiricalRisk
 
 Forward = Callable[..., Any]
+Replacement = Callable[[nn.Module, Forward, tuple[Any, ...], dict[str, Any]], Any]
+_TOKEN_INPUTS = ("input_ids", "decoder_input_ids")
 
 
 class UnknownStructureError(Exception):
-    """The model is not a single stack of marked layers between a prefix and a head; the text says what it is."""
+    """The model cannot be taken layer by layer; the text says why."""
 
 
-class _Reached(Exception):  # noqa: N818 - control flow: the forward pass has come far enough
-    def __init__(self, hidden: torch.Tensor) -> None:
-        super().__init__()
-        self.hidden = hidden
+class Reached(Exception):  # noqa: N818 - control flow: the forward pass has come far enough
+    """The last layer has run."""
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """What a layer was called with beside the hidden states."""
+class _Output:
+    """The form of what one call of a layer returned."""
 
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    by_name: str | None
-    """The keyword that carried the hidden states, None where they came first."""
-
-    def apply(self, forward: Forward, hidden: torch.Tensor) -> torch.Tensor:
-        """The layer's first output for these hidden states."""
-        if self.by_name is not None:
-            return _first(forward(*self.args, **{**self.kwargs, self.by_name: hidden}))
-        return _first(forward(hidden, *self.args, **self.kwargs))
+    spec: TreeSpec
+    leaves: tuple[Any, ...]
+    first: int
+    """The place of the hidden states among the leaves."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """The layers in the order in which they run, and which parameters each piece reads, by name in the model."""
+    """The marked layers of a model, how often they run, and whether its head takes tokens one by one."""
 
     model: nn.Module
     layers: tuple[nn.Module, ...]
-    layer_names: tuple[str, ...]
-    prefix_parameters: tuple[str, ...]
-    head_parameters: tuple[str, ...]
+    outputs: tuple[_Output, ...]
+    """One for each call of a layer, in the order of a run."""
+    num_classes: int
+    token_inputs: tuple[str, ...]
+    """What the head is run with where it is a function of one token's hidden states; empty where it is not."""
 
-    def layer_parameters(self, layer: int) -> dict[str, str]:
-        """The name inside a layer of each of its parameters -> its name in the model."""
-        inside = dict(self.layers[layer].named_parameters())
-        return {name: f"{self.layer_names[layer]}.{name}" for name in inside}
+    def head(self, hidden: torch.Tensor, weights: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
+        """Scores (tokens, classes) from the last layer's output (tokens, width): each token a row of its own.
 
-    def prefix(self, weights: dict[str, torch.Tensor], inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """h_0: the model up to its first layer."""
+        The model runs with its layers left out; `weights` by name stand in for its own.
+        """
+        calls = iter(self.outputs)
 
-        def stop(hidden: torch.Tensor, _call: Call) -> Any:
-            raise _Reached(hidden)
+        def pass_on(_layer: nn.Module, _forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            output = next(calls)
+            given = hidden.unsqueeze(1) if output is self.outputs[-1] else first_tensor((args, kwargs))
+            leaves = [None if isinstance(leaf, torch.Tensor) else leaf for leaf in output.leaves]
+            leaves[output.first] = given
+            return tree_unflatten(leaves, output.spec)
 
-        with _forwards(self.layers[:1], lambda _layer, _original: stop):
-            try:
-                functional_call(self.model, weights, kwargs={**inputs, "use_cache": False})
-            except _Reached as reached:
-                return reached.hidden
-        msg = "the first layer did not run"
-        raise UnknownStructureError(msg)
-
-    def head(self, weights: dict[str, torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
-        """Logits (tokens, vocabulary) from the last layer's output (tokens, width)."""
-        given = hidden.unsqueeze(0)
-
-        def replace(layer: nn.Module, _original: Forward) -> Any:
-            last = layer is self.layers[-1]
-            return lambda h, _call: given if last else h
-
-        ids = torch.zeros(given.shape[:2], dtype=torch.long, device=self.input_device)
-        with _forwards(self.layers, replace):
-            inputs = {"input_ids": ids, "use_cache": False}
-            return scores(lambda **given: functional_call(self.model, weights, kwargs=given), inputs)[0]
-
-    def run(
-        self,
-        weights: dict[str, torch.Tensor],
-        inputs: dict[str, torch.Tensor],
-        at_layer: Callable[[int, torch.Tensor, Call], None],
-    ) -> torch.Tensor:
-        """h_L: the model up to the end of its last layer; `at_layer` sees each layer's input."""
-        places = {id(layer): i for i, layer in enumerate(self.layers)}
-
-        def replace(layer: nn.Module, original: Forward) -> Any:
-            place = places[id(layer)]
-
-            def forward(hidden: torch.Tensor, call: Call) -> Any:
-                at_layer(place, hidden, call)
-                out = call.apply(original, hidden)
-                if place == len(self.layers) - 1:
-                    raise _Reached(out)
-                return out
-
-            return forward
-
-        with _forwards(self.layers, replace):
-            try:
-                functional_call(self.model, weights, kwargs={**inputs, "use_cache": False})
-            except _Reached as reached:
-                return reached.hidden
-        msg = "the last layer did not run"
-        raise UnknownStructureError(msg)
-
-    @property
-    def input_device(self) -> torch.device:
-        """Where input_ids go."""
-        return _device(self.model)
-
-    @property
-    def vocab_size(self) -> int:
-        """Scores per token that the head gives, by the rows of the input embeddings."""
-        embeddings: Any = self.model.get_input_embeddings
-        return int(embeddings().weight.shape[0])
+        ids = torch.zeros((len(hidden), 1), dtype=torch.long, device=hidden.device)
+        with intercepted(self.layers, pass_on):
+            inputs = dict.fromkeys(self.token_inputs, ids) | constant_inputs(self.model)
+            return scores(lambda **given: functional_call(self.model, weights or {}, kwargs=given), inputs).squeeze(1)
 
 
-def find_stack(model: nn.Module, batch: Batch) -> Stack:
-    """The model's stack, checked by running it on the first row of a batch: 5 forward passes of one row.
+def find_stack(row: EmpiricalRisk) -> Stack:
+    """The stack of the model of a risk, by running it on the risk's first batch: 3 forward passes.
 
-    Raises UnknownStructureError where layers are not marked, do not form one chain, pass on more than hidden
-    states, or where prefix, layers and head do not give the model's own logits.
+    Raises UnknownStructureError where there is no layer or none runs.
     """
-    inputs = {name: value[:1].to(_device(model)) for name, value in batch.inputs.items()}
-    weights = {name: p.detach() for name, p in model.named_parameters()}
-    marked = {name: m for name, m in model.named_modules() if isinstance(m, GradientCheckpointingLayer)}
+    model = row.model
+    marked = _layers(model)
     if not marked:
-        msg = f"{type(model).__name__} marks no layer"
+        msg = f"{type(model).__name__} has no list of layers"
         raise UnknownStructureError(msg)
-    order: list[nn.Module] = []
-    ends: list[torch.Tensor] = []
+    outputs: list[_Output] = []
+    last: list[torch.Tensor] = []
 
-    def watch(layer: nn.Module, original: Forward) -> Any:
-        def forward(hidden: torch.Tensor, call: Call) -> Any:
-            if layer in order:
-                _refuse(f"{type(layer).__name__} runs twice")
-            if ends and hidden is not ends[-1]:
-                _refuse("something happens between two layers")
-            out = call.apply(original, hidden)
-            order.append(layer)
-            ends.append(out)
-            return out
+    def watch(_layer: nn.Module, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        out = forward(*args, **kwargs)
+        leaves, spec = tree_flatten(out)
+        places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
+        if not places:
+            msg = "a layer returns no hidden states"
+            raise UnknownStructureError(msg)
+        shape = tuple(None if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves)
+        kept = tuple(leaves[i] if i in places else s for i, s in enumerate(shape))
+        outputs.append(_Output(spec, tuple(_empty(leaf) for leaf in kept), places[0]))
+        last[:] = [leaves[places[0]]]
+        return out
 
-        return forward
-
+    inputs = row.inputs(row.batches[0])
     with torch.no_grad():
-        whole = scores(model, {**inputs, "use_cache": False})[0]
-        with _forwards(list(marked.values()), watch):
-            functional_call(model, weights, kwargs={**inputs, "use_cache": False})
-        names = {id(m): name for name, m in marked.items()}
-        own = [f"{names[id(m)]}.{p}" for m in order for p, _ in m.named_parameters()]
-        if len(set(own)) < len(own) or not set(own) <= weights.keys():
-            _refuse("layers share weights")
-        rest = [name for name in weights if name not in own]
-        stack = Stack(model, tuple(order), tuple(names[id(m)] for m in order), tuple(rest), tuple(rest))
-        calls: list[tuple[torch.Tensor, Call]] = []
-        last = stack.run(weights, inputs, lambda _i, hidden, call: calls.append((hidden, call)))
-        if not torch.equal(stack.prefix(weights, inputs), calls[0][0]):
-            _refuse("the prefix does not give the first layer's input")
-        again = torch.cat([stack.head(weights, part) for part in last[0].split(max(1, last.shape[1] // 2))])
-        if not torch.allclose(again, whole, rtol=1e-3, atol=1e-3 * float(whole.abs().max())):
-            _refuse("the head is not a function of one token's hidden state")
-    return Stack(model, stack.layers, stack.layer_names, *_used(stack, weights, inputs, last, rest))
+        with intercepted(marked, watch):
+            whole = scores(model, inputs)
+        if not outputs:
+            msg = "none of its layers runs"
+            raise UnknownStructureError(msg)
+        tokens = tuple(name for name in _TOKEN_INPUTS if name in inputs)
+        stack = Stack(model, tuple(marked), tuple(outputs), whole.shape[-1], tokens)
+        if tokens and _takes_tokens_alone(stack, last[0], whole):
+            return stack
+    return replace(stack, token_inputs=())
 
 
-def _used(
-    stack: Stack, weights: dict[str, torch.Tensor], inputs: dict[str, torch.Tensor], last: torch.Tensor, rest: list[str]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Which of the parameters outside the layers the prefix reads, and which the head reads."""
-    leaves = {name: weights[name].detach().requires_grad_() for name in rest}
-    out: list[tuple[str, ...]] = []
-    for piece in (stack.prefix({**weights, **leaves}, inputs), stack.head({**weights, **leaves}, last[0, :1].detach())):
-        if not piece.requires_grad:
-            out.append(())
-            continue
-        grads = torch.autograd.grad(piece.sum(), list(leaves.values()), allow_unused=True)
-        out.append(tuple(name for name, g in zip(leaves, grads, strict=True) if g is not None))
-    return out[0], out[1]
+def _layers(model: nn.Module) -> list[nn.Module]:
+    """The marked layers, or what stands in lists of modules where a model marks none."""
+    marked: list[nn.Module] = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+    return marked or list(dict.fromkeys(layer for one in lists for layer in one))
+
+
+def _empty(leaf: Any) -> Any:
+    return leaf.new_empty(0) if isinstance(leaf, torch.Tensor) else leaf
+
+
+def _takes_tokens_alone(stack: Stack, last: torch.Tensor, whole: torch.Tensor) -> bool:
+    if last.dim() != 3 or last.shape[:2] != whole.shape[:2]:
+        return False
+    try:
+        again = stack.head(last.flatten(0, 1))
+    except Exception:  # the model's own code, on inputs that it was not written for
+        return False
+    return torch.allclose(again, whole.flatten(0, 1), rtol=1e-3, atol=1e-3 * float(whole.abs().max()))
+
+
+def first_tensor(tree: Any) -> torch.Tensor | None:
+    """The first floating-point tensor in a layer's arguments: its hidden states."""
+    return next((x for x in tree_leaves(tree) if isinstance(x, torch.Tensor) and x.is_floating_point()), None)
 
 
 @contextmanager
-def _forwards(layers: Sequence[nn.Module], replacement: Callable[[nn.Module, Forward], Any]) -> Iterator[None]:
-    """For the block, layers run what `replacement(layer, its forward)` returns, called with (hidden, Call)."""
+def intercepted(layers: Sequence[nn.Module], replacement: Replacement) -> Iterator[None]:
+    """For the block, layers run `replacement(layer, its forward, args, kwargs)`, but for a layer within a layer."""
     kept = [layer.__dict__.get("forward") for layer in layers]
+    inside = False
+
+    def outermost(layer: nn.Module, forward: Forward) -> Forward:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal inside
+            if inside:
+                return forward(*args, **kwargs)
+            inside = True
+            try:
+                return replacement(layer, forward, args, kwargs)
+            finally:
+                inside = False
+
+        return call
+
     try:
         for layer in layers:
-            layer.forward = _taking_apart(replacement(layer, layer.forward))
+            layer.forward = outermost(layer, layer.forward)
         yield
     finally:
         for layer, forward in zip(layers, kept, strict=True):
             del layer.forward
             if forward is not None:  # a device hook of accelerate
                 layer.forward = forward
-
-
-def _taking_apart(forward: Callable[[torch.Tensor, Call], Any]) -> Forward:
-    def call(*args: Any, **kwargs: Any) -> Any:
-        if args and isinstance(args[0], torch.Tensor):
-            return forward(args[0], Call(args[1:], kwargs, None))
-        if isinstance(kwargs.get("hidden_states"), torch.Tensor):
-            rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
-            return forward(kwargs["hidden_states"], Call(args, rest, "hidden_states"))
-        return _refuse("a layer is called without hidden states")
-
-    return call
-
-
-def _first(out: Any) -> torch.Tensor:
-    """The hidden states of a layer's output, the only tensor that may follow from the parameters."""
-    if isinstance(out, torch.Tensor):
-        return out
-    tensors = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
-    if not isinstance(out, tuple) or len(tensors) != 1:
-        return _refuse("a layer returns more than hidden states")
-    first: torch.Tensor = tensors[0]
-    return first
-
-
-def _refuse(reason: str) -> Any:
-    raise UnknownStructureError(reason)
-
-
-def _device(model: nn.Module) -> torch.device:
-    embeddings: Any = model.get_input_embeddings  # typed as a tensor by nn.Module
-    device: torch.device = embeddings().weight.device
-    return device

@@ -12,7 +12,7 @@ from torch.nn import functional
 from transformers.activations import SiLUActivation
 
 from hesscli.curvature.double_backward import HessianOperator
-from hesscli.curvature.layered import LayeredHessianOperator
+from hesscli.curvature.layered import LayeredOperator
 from hesscli.curvature.stack import find_stack
 from hesscli.data import IGNORED
 
@@ -73,7 +73,7 @@ def hess_kept(subject, v):
 
 def hess_layered(subject, v):
     risk = subject.risk()
-    operator = LayeredHessianOperator(risk, find_stack(risk.model, risk.batches[0]))
+    operator = LayeredOperator(risk, find_stack(risk.first_row()))
     return lambda: operator.matvec(v)
 
 

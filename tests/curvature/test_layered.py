@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,13 +14,15 @@ from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCau
 
 from hesscli.curvature.choice import choose_product
 from hesscli.curvature.double_backward import HessianOperator
-from hesscli.curvature.layered import LayeredHessianOperator
+from hesscli.curvature.gauss_newton import OuterProductOperator
+from hesscli.curvature.layered import LayeredOperator
+from hesscli.curvature.score_curvature import LabelCurvature, SampledLabelCurvature, SoftmaxCurvature
 from hesscli.curvature.stack import UnknownStructureError, find_stack
 from hesscli.data import Sequence, Slice
 
 
 def layered(risk):
-    return LayeredHessianOperator(risk, find_stack(risk.model, risk.batches[0]))
+    return LayeredOperator(risk, find_stack(risk.first_row()))
 
 
 def relative(a, b):
@@ -34,6 +37,27 @@ def test_product_is_the_dense_hessian_times_the_vector(name, batch_size):
     assert relative(flat(layered(risk).matvec(v)), dense_hessian(name) @ flat(v)) < 1e-5
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_several_vectors_at_once_give_what_each_gives_alone(name):
+    risk = risk_of(tiny_model(name), ragged_slice(), 2)
+    vs = [risk.space.random("gaussian", seed=0, index=i) for i in range(3)]
+    for part in vs[1][2:]:
+        part.zero_()  # what is not moved is left out, and the others are not
+    for v, product in zip(vs, layered(risk).matvecs(vs), strict=True):
+        assert relative(flat(product), dense_hessian(name) @ flat(v)) < 1e-5
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("curvature", [SoftmaxCurvature(), LabelCurvature(), SampledLabelCurvature(seed=3)])
+def test_gauss_newton_layer_by_layer_is_the_matrix_of_the_whole_graph(curvature, together):
+    risk = risk_of(tiny_model("qwen3"), ragged_slice(), 2)
+    vs = [risk.space.random("gaussian", seed=0, index=i) for i in range(2)]
+    operator = LayeredOperator(risk, find_stack(risk.first_row()), curvature)
+    products = operator.matvecs(vs) if together else [operator.matvec(v) for v in vs]
+    for product, truth in zip(products, OuterProductOperator(risk, curvature).matvecs(vs), strict=True):
+        assert relative(flat(product), flat(truth)) < 1e-6
+
+
 @pytest.mark.parametrize("only", [".mlp.", "embed_tokens", "layers.1", "norm"])
 def test_selected_parameters_give_the_diagonal_block(only):
     risk = risk_of(tiny_model("qwen3"), ragged_slice(), 2, only=lambda n: only in n)
@@ -43,7 +67,7 @@ def test_selected_parameters_give_the_diagonal_block(only):
 
 
 def test_the_head_in_chunks_of_one_token_gives_the_same_product(monkeypatch):
-    monkeypatch.setattr("hesscli.curvature.layered._CHUNK_TOKENS", 1)
+    monkeypatch.setattr("hesscli.curvature.sweep._CHUNK_TOKENS", 1)
     risk = risk_of(tiny_model("gemma3"), ragged_slice(), 2)
     v = risk.space.random("gaussian", seed=0, index=0)
     assert relative(flat(layered(risk).matvec(v)), dense_hessian("gemma3") @ flat(v)) < 1e-5
@@ -59,34 +83,57 @@ def test_the_model_is_left_as_it_was():
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
 
 
-def test_a_custom_function_without_a_forward_derivative_gives_way_with_a_reason():
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_custom_function_without_a_forward_derivative_is_pushed_through_in_reverse(count):
     torch.manual_seed(0)
-    model = BloomForCausalLM(BloomConfig(vocab_size=19, hidden_size=8, n_layer=2, n_head=2)).eval()
-    risk = risk_of(model, ragged_slice(), 2)
+    model = BloomForCausalLM(BloomConfig(vocab_size=19, hidden_size=8, n_layer=2, n_head=2, initializer_range=0.3))
+    risk = risk_of(model.eval(), ragged_slice(), 2)
+    vs = [risk.space.random("gaussian", seed=0, index=i) for i in range(count)]
+    truth = HessianOperator(risk, keep_graph=False).matvecs(vs)
+    for product, exact in zip(layered(risk).matvecs(vs), truth, strict=True):
+        assert relative(flat(product), flat(exact)) < 1e-5
+
+
+def test_a_layer_that_runs_twice_is_pulled_back_twice():
+    model = tiny_model("llama")
+    model.model.layers[1] = model.model.layers[0]
+    agrees_with_double_backward(risk_of(model, ragged_slice(), 2))
+
+
+def test_what_is_computed_between_two_layers_is_pulled_back_too():
+    model = tiny_model("llama")
+    original = type(model.model.layers[0]).__call__
+    scale = torch.linspace(0.5, 1.5, 8)
+    try:
+        type(model.model.layers[0]).__call__ = lambda self, h, **rest: original(self, torch.tanh(h) * scale, **rest)
+        agrees_with_double_backward(risk_of(model, ragged_slice(), 2))
+    finally:
+        type(model.model.layers[0]).__call__ = original
+
+
+def agrees_with_double_backward(risk):
+    v = risk.space.random("gaussian", seed=0, index=0)
+    exact = HessianOperator(risk, keep_graph=False).matvec(v)
+    assert relative(flat(layered(risk).matvec(v)), flat(exact)) < 1e-5
+    assert choose_product(risk, product="layered").product == "layered"
+
+
+def test_a_model_without_a_list_of_layers_is_refused_and_gives_way():
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.out = torch.nn.Embedding(19, 4), torch.nn.Linear(4, 19)
+
+        def forward(self, input_ids, attention_mask=None):
+            return SimpleNamespace(logits=self.out(torch.tanh(self.embed(input_ids))))
+
+    torch.manual_seed(0)
+    risk = risk_of(Net(), ragged_slice(), 2)
+    with pytest.raises(UnknownStructureError, match="no list of layers"):
+        find_stack(risk.first_row())
     choice = choose_product(risk, product="layered")
     assert choice.product == "double-backward"
     assert "layered is not possible" in choice.why
-
-
-def test_a_layer_that_runs_twice_is_refused():
-    model = tiny_model("llama")
-    model.model.layers[1] = model.model.layers[0]
-    with pytest.raises(UnknownStructureError, match="twice"):
-        find_stack(model, next(ragged_slice().batches(1)))
-
-
-def test_something_between_layers_is_refused():
-    model = tiny_model("llama")
-    forward = model.model.layers[1].forward
-    model.model.layers[1].forward = lambda h, **rest: forward(h * 1.0, **rest)
-    find_stack(model, next(ragged_slice().batches(1)))  # inside the layer it is the layer's own business
-    original = model.model.layers[0].__class__.__call__
-    try:
-        model.model.layers[0].__class__.__call__ = lambda self, h, **rest: original(self, h * 1.0, **rest)
-        with pytest.raises(UnknownStructureError, match="between"):
-            find_stack(model, next(ragged_slice().batches(1)))
-    finally:
-        model.model.layers[0].__class__.__call__ = original
 
 
 class LiveBytes(TorchDispatchMode):

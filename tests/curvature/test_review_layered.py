@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 from tiny import ragged_slice, risk_of, tiny_model
-from transformers import AutoModelForCausalLM, BambaConfig, MarianConfig
+from transformers import AutoModelForCausalLM, MarianConfig
 
 from hesscli.curvature import choice
 from hesscli.curvature.choice import choose_product, graph_bytes
 from hesscli.curvature.double_backward import HessianOperator
-from hesscli.curvature.layered import LayeredHessianOperator
-from hesscli.curvature.stack import UnknownStructureError, find_stack
+from hesscli.curvature.layered import LayeredOperator
+from hesscli.curvature.stack import find_stack
 from hesscli.data import IGNORED, Sequence, Slice
 
 
@@ -21,7 +21,7 @@ def parts_differ(product, truth):
 def products(risk):
     v = risk.space.random("gaussian", seed=0, index=0)
     exact = HessianOperator(risk, keep_graph=False).matvec(v)
-    return LayeredHessianOperator(risk, find_stack(risk.model, risk.batches[0])).matvec(v), exact
+    return LayeredOperator(risk, find_stack(risk.first_row())).matvec(v), exact
 
 
 def test_a_weight_that_the_model_reads_without_a_gradient_is_a_constant():
@@ -41,41 +41,25 @@ def test_a_weight_that_the_model_reads_without_a_gradient_is_a_constant():
     assert parts_differ(*products(risk_of(model, ragged_slice(), 3))) < 1e-5
 
 
-def test_layers_that_share_a_weight_are_refused():
+def test_a_weight_that_two_layers_share_gets_the_sum_of_both():
     model = tiny_model("llama")
     model.model.layers[1].mlp.up_proj.weight = model.model.layers[0].mlp.up_proj.weight
-    risk = risk_of(model, ragged_slice(), 2)
-    with pytest.raises(UnknownStructureError, match="share weights"):
-        find_stack(model, risk.batches[0])
-    assert choose_product(risk, product="layered").product == "double-backward"
+    assert parts_differ(*products(risk_of(model, ragged_slice(), 2))) < 1e-5
 
 
-def test_a_weight_of_a_layer_that_the_head_reads_too_is_found_out():
+def test_a_weight_of_a_layer_that_the_head_reads_too_gets_the_sum_of_both():
     model = tiny_model("llama")
     model.model.norm.weight = model.model.layers[1].input_layernorm.weight
+    assert parts_differ(*products(risk_of(model, ragged_slice(), 2))) < 1e-5
+
+
+def test_a_weight_that_a_layer_reads_without_owning_it_is_found_out():
+    model = tiny_model("llama")
+    first, forward = model.model.layers[0], type(model.model.layers[0]).forward
+    first.forward = lambda h, **rest: forward(first, h * model.model.layers[1].input_layernorm.weight, **rest)
     chosen = choose_product(risk_of(model, ragged_slice(), 2), product="layered")
     assert chosen.product == "double-backward"
     assert "does not agree with double backward" in chosen.why
-
-
-def test_a_model_that_takes_its_layers_output_apart_gives_way():
-    torch.manual_seed(0)
-    config = BambaConfig(
-        vocab_size=19,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        mamba_n_heads=4,
-        mamba_d_head=8,
-        mamba_n_groups=1,
-        mamba_d_state=4,
-        pad_token_id=0,
-    )
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    chosen = choose_product(risk_of(model, ragged_slice(), 2), product="layered")
-    assert "layered is not possible" in chosen.why
 
 
 @pytest.mark.parametrize("product", ["auto", "layered"])

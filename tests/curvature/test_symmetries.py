@@ -7,7 +7,7 @@ from tiny import dense_hessian, flat, ragged_slice, risk_of, tiny_model
 
 from hesscli.curvature.double_backward import HessianOperator
 from hesscli.curvature.gauss_newton import EmpiricalFisherOperator, GGNOperator
-from hesscli.curvature.layered import LayeredHessianOperator
+from hesscli.curvature.layered import LayeredOperator
 from hesscli.curvature.preflight import check_product
 from hesscli.curvature.stack import find_stack
 from hesscli.curvature.symmetries import find_symmetry
@@ -35,7 +35,7 @@ def test_its_error_is_the_true_error_of_the_product_within_a_factor_of_three(nam
     risk = risk_of(tiny_model(name), ragged_slice(), 5)
     for operator in (
         HessianOperator(risk, keep_graph=True),
-        LayeredHessianOperator(risk, find_stack(risk.model, risk.batches[0])),
+        LayeredOperator(risk, find_stack(risk.first_row())),
     ):
         found = check_product(operator, risk, semi_definite=False, seed=0).known_answer
         v = risk.space.random("gaussian", seed=5, index=0)
