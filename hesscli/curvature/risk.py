@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,11 @@ from torch import nn
 from torch.func import functional_call
 
 from hesscli.curvature.losses import constant_inputs, cross_entropy, scores, twice_differentiable_attention
+from hesscli.curvature.stack import Stack, find_stack
 from hesscli.data.slice import IGNORED, Batch
 from hesscli.linalg.space import ParameterSpace, ParameterVector
+
+_LOOKED_AT = 32  # positions of the row that a model's structure is found on
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +86,38 @@ class EmpiricalRisk:
     def terms(self, batch: Batch, weights: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
         """The loss in nats at each position of a batch, (rows, positions), 0 where there is no term.
 
-        `weights` by name stand in for the model's own.
+        `weights` by name stand in for the model's own. Without a graph, many scores are taken chunk by chunk.
         """
+        stack = None if torch.is_grad_enabled() else self._by_tokens(batch)
+        if stack is not None:
+            return self._terms_by_tokens(stack, batch, dict(weights or {}))
 
         def model(**inputs: Any) -> Any:
             return functional_call(self.model, dict(weights), kwargs=inputs) if weights else self.model(**inputs)
 
         found = scores(model, self.inputs(batch))
         return cross_entropy(found.flatten(0, 1), batch.targets.flatten()).view(batch.targets.shape)
+
+    @cached_property
+    def _stack(self) -> Stack | None:
+        try:
+            return find_stack(self.first_row(most=_LOOKED_AT))
+        except Exception:  # the model's own code, run in another way than it was written for
+            return None
+
+    def _by_tokens(self, batch: Batch) -> Stack | None:
+        """The stack, where its head takes tokens alone and a batch has more of them than one chunk."""
+        stack = self._stack if batch.targets.shape[1] > 1 else None
+        return stack if stack and stack.token_inputs and len(stack.chunks(batch.targets.flatten())) > 1 else None
+
+    def _terms_by_tokens(self, stack: Stack, batch: Batch, weights: dict[str, torch.Tensor]) -> torch.Tensor:
+        hidden = stack.last_hidden(self.inputs(batch), weights).flatten(0, 1)
+        labels = batch.targets.flatten().to(hidden.device)
+        parts = [
+            cross_entropy(stack.head(hidden[chunk], weights), labels[chunk])
+            for chunk in stack.chunks(torch.arange(len(labels), device=hidden.device))
+        ]
+        return torch.cat(parts).view(batch.targets.shape)
 
     def batch_loss(self, batch: Batch) -> torch.Tensor:
         """The sum of the loss over one batch's terms, with a graph."""
@@ -116,10 +144,38 @@ class EmpiricalRisk:
         total = self.space.zeros()
         with twice_differentiable_attention():
             for batch in self.batches:
-                grads = torch.autograd.grad(self.batch_loss(batch), self.parameters, allow_unused=True)
-                add_into(total, grads)
+                self.add_gradient(batch, self.parameters, total)
         self.space.scale(1.0 / self.num_terms, total)
         return total
+
+    def add_gradient(
+        self,
+        batch: Batch,
+        leaves: Sequence[torch.Tensor],
+        total: ParameterVector,
+        weights: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        """Add the gradient of a batch's summed loss to `total`.
+
+        `leaves` are the selected parameters, or what stands in for them in `weights`. Many scores are taken by chunks
+        of tokens: (tokens, classes) is never whole.
+        """
+        stack = self._by_tokens(batch)
+        if stack is None:
+            add_into(total, torch.autograd.grad(self.terms(batch, weights).sum(), leaves, allow_unused=True))
+            return
+        given = dict(weights or {})
+        last = stack.last_hidden(self.inputs(batch), given)
+        hidden = last.detach().flatten(0, 1)
+        g = torch.zeros_like(hidden)
+        labels = batch.targets.flatten().to(hidden.device)
+        for chunk in stack.chunks((labels != IGNORED).nonzero().squeeze(1)):
+            h = hidden[chunk].requires_grad_()
+            loss = cross_entropy(stack.head(h, given), labels[chunk]).sum()
+            g[chunk], *parts = torch.autograd.grad(loss, [h, *leaves], allow_unused=True)
+            add_into(total, parts)
+        if last.requires_grad:
+            add_into(total, torch.autograd.grad(last, leaves, g.view_as(last), allow_unused=True))
 
 
 def _keep_no_cache(model: nn.Module) -> None:
@@ -134,11 +190,13 @@ def _differentiate_embeddings_as_written(model: nn.Module) -> None:
 
     torch leaves the row `padding_idx` out of every gradient, also where it is a real token: the end of text in a
     packed row, where it is the pad token too. Products would stay symmetric and be wrong. True padding needs no
-    such rule: it is masked and has no loss term.
+    such rule: it is masked and has no loss term. A class of its own may count positions from padding_idx.
     """
     for module in model.modules():
         if isinstance(module, nn.Embedding):
-            module.padding_idx = None
+            forward = type(module).forward
+            if forward is nn.Embedding.forward or "padding_idx" not in forward.__code__.co_names:
+                module.padding_idx = None
             module.scale_grad_by_freq = False
 
 

@@ -8,7 +8,7 @@ run more than once, take several inputs that follow from parameters, and return 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,10 +17,16 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflat
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hesscli.curvature.losses import constant_inputs, scores
-from hesscli.curvature.risk import EmpiricalRisk
+
+if TYPE_CHECKING:
+    from hesscli.curvature.risk import EmpiricalRisk
 
 Forward = Callable[..., Any]
 Replacement = Callable[[nn.Module, Forward, tuple[Any, ...], dict[str, Any]], Any]
+
+# Entries of one chunk's scores over the classes (32 MiB in float32; derivatives hold six times that), and the tokens of
+# a chunk at the most.
+_CHUNK_ENTRIES, _CHUNK_TOKENS = 1 << 23, 4096
 _TOKEN_INPUTS = ("input_ids", "decoder_input_ids")
 
 
@@ -54,6 +60,30 @@ class Stack:
     token_inputs: tuple[str, ...]
     """What the head is run with where it is a function of one token's hidden states; empty where it is not."""
 
+    def last_hidden(self, inputs: dict[str, Any], weights: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
+        """The last layer's output, (rows, positions, width), before the head; with a graph where grad is on."""
+        left = len(self.outputs)
+
+        def stop_at_the_end(_layer: nn.Module, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            nonlocal left
+            out, left = forward(*args, **kwargs), left - 1
+            if not left:
+                raise Reached(tree_leaves(out)[self.outputs[-1].first])
+            return out
+
+        with intercepted(self.layers, stop_at_the_end):
+            try:
+                functional_call(self.model, weights or {}, kwargs=inputs)
+            except Reached as reached:
+                last: torch.Tensor = reached.args[0]
+                return last
+        msg = "the last layer did not run"
+        raise UnknownStructureError(msg)
+
+    def chunks(self, positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """These positions, so many at a time that their scores stay small."""
+        return positions.split(max(1, min(_CHUNK_TOKENS, _CHUNK_ENTRIES // self.num_classes)))
+
     def head(self, hidden: torch.Tensor, weights: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
         """Scores (tokens, classes) from the last layer's output (tokens, width): each token a row of its own.
 
@@ -74,7 +104,7 @@ class Stack:
             return scores(lambda **given: functional_call(self.model, weights or {}, kwargs=given), inputs).squeeze(1)
 
 
-def find_stack(row: EmpiricalRisk) -> Stack:
+def find_stack(row: "EmpiricalRisk") -> Stack:
     """The stack of the model of a risk, by running it on the risk's first batch: 3 forward passes.
 
     Raises UnknownStructureError where there is no layer or none runs.

@@ -21,9 +21,6 @@ from hesscli.linalg.space import ParameterVector
 
 _Cotangent = tuple[torch.Tensor | None, Tangents]  # g, and dg for each vector
 
-# Entries of one chunk's scores over the vocabulary (64 MiB in float32), and the tokens of a chunk at the most.
-_CHUNK_ENTRIES, _CHUNK_TOKENS = 1 << 24, 4096
-
 
 @dataclass(slots=True, eq=False)
 class _Call:
@@ -212,7 +209,7 @@ class Sweep:
         own = self._head_parameters(hidden)
         labels = batch.targets.flatten().to(hidden.device)
         terms = (labels != IGNORED).nonzero().squeeze(1)
-        for chunk in terms.split(max(1, min(_CHUNK_TOKENS, _CHUNK_ENTRIES // self._stack.num_classes))):
+        for chunk in self._stack.chunks(terms):
             h, dh = hidden[chunk].requires_grad_(), [None if t is None else t[chunk] for t in along]
             given: _Cotangent = (None, self._still)
             if self._curvature is None:

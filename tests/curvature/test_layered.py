@@ -1,15 +1,12 @@
 """The layered product: exact, below a gradient's memory, and it gives way where it does not understand."""
 
-import gc
-import weakref
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from live_bytes import peak_of
 from tiny import CONFIGS, dense_hessian, flat, ragged_slice, risk_of, tiny_model
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from hesscli.curvature.choice import choose_product
@@ -67,7 +64,7 @@ def test_selected_parameters_give_the_diagonal_block(only):
 
 
 def test_the_head_in_chunks_of_one_token_gives_the_same_product(monkeypatch):
-    monkeypatch.setattr("hesscli.curvature.sweep._CHUNK_TOKENS", 1)
+    monkeypatch.setattr("hesscli.curvature.stack._CHUNK_TOKENS", 1)
     risk = risk_of(tiny_model("gemma3"), ragged_slice(), 2)
     v = risk.space.random("gaussian", seed=0, index=0)
     assert relative(flat(layered(risk).matvec(v)), dense_hessian("gemma3") @ flat(v)) < 1e-5
@@ -134,43 +131,6 @@ def test_a_model_without_a_list_of_layers_is_refused_and_gives_way():
     choice = choose_product(risk, product="layered")
     assert choice.product == "double-backward"
     assert "layered is not possible" in choice.why
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of storages made under it and still alive, and their peak."""
-
-    def __init__(self):
-        super().__init__()
-        self.live = self.peak = 0
-        self._seen = set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, torch.Tensor):
-                self._count(leaf.untyped_storage())
-        return out
-
-    def _count(self, storage):
-        key = storage._cdata
-        if key in self._seen:
-            return
-        self._seen.add(key)
-        size = storage.nbytes()
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._release, key, size)
-
-    def _release(self, key, size):
-        self._seen.discard(key)
-        self.live -= size
-
-
-def peak_of(work):
-    gc.collect()
-    with LiveBytes() as count:
-        work()
-    return count.peak
 
 
 @pytest.mark.slow
