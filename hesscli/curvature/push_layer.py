@@ -108,7 +108,8 @@ def _together(
     def push(d_values: list[torch.Tensor], d_weights: Weights) -> Any:
         return jvp(f, ([values[i] for i in moved], weights), (d_values, d_weights))
 
-    primals, pushed = vmap(push, out_dims=(None, 0))(
+    dims: Any = (None, 0)  # the values are the same for all vectors
+    primals, pushed = vmap(push, out_dims=dims)(
         [_stacked(values[i], along[i], moving) for i in moved],
         {name: _stacked(p, own[name][1], moving) for name, p in weights.items()},
     )

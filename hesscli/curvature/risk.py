@@ -181,8 +181,9 @@ class EmpiricalRisk:
 def _keep_no_cache(model: nn.Module) -> None:
     """Where forward does not take `use_cache`, the config says it: a cache would hold, and go on, between passes."""
     for module in model.modules():
-        if getattr(getattr(module, "config", None), "use_cache", None):
-            module.config.use_cache = False
+        config: Any = getattr(module, "config", None)
+        if getattr(config, "use_cache", None):
+            config.use_cache = False
 
 
 def _differentiate_embeddings_as_written(model: nn.Module) -> None:

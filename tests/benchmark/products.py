@@ -12,6 +12,7 @@ from torch.nn import functional
 from transformers.activations import SiLUActivation
 
 from hesscli.curvature.double_backward import HessianOperator
+from hesscli.curvature.finite_difference import FiniteDifferenceOperator
 from hesscli.curvature.layered import LayeredOperator
 from hesscli.curvature.stack import find_stack
 from hesscli.data import IGNORED
@@ -77,6 +78,16 @@ def hess_layered(subject, v):
     return lambda: operator.matvec(v)
 
 
+def hess_central(subject, v):
+    operator = FiniteDifferenceOperator(subject.risk(), scheme="central")
+    return lambda: operator.matvec(v)
+
+
+def hess_forward(subject, v):
+    operator = FiniteDifferenceOperator(subject.risk(), scheme="forward")
+    return lambda: operator.matvec(v)
+
+
 def _eigenthings(subject, v, method):
     from hessian_eigenthings.operators.hessian import HessianOperator as Peer
 
@@ -126,6 +137,8 @@ PRODUCTS = {
     "hess, double backward": (hess_made_again, "hesscli", 1e-4),
     "hess, graph kept": (hess_kept, "hesscli", 1e-4),
     "hess, layered": (hess_layered, "hesscli", 1e-4),
+    "hess, central differences": (hess_central, "hesscli", 1e-3),
+    "hess, forward differences": (hess_forward, "hesscli", 1e-2),
     "hessian-eigenthings, autograd": (eigenthings_autograd, "hessian_eigenthings", 1e-4),
     "hessian-eigenthings, finite difference": (eigenthings_difference, "hessian_eigenthings", 1e-2),
     "curvlinops, SiLU from primitives": (curvlinops, "curvlinops", 1e-4),

@@ -11,6 +11,7 @@ from hesscli.checkpoint import load_checkpoint
 from hesscli.curvature.risk import EmpiricalRisk
 from hesscli.data import IGNORED, Batch, load_slice
 from hesscli.demo import slice_file
+from hesscli.run.slices import requirements
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ def demo():
     checkpoint = load_checkpoint(
         "demo",
         revision=None,
+        task="auto",
         dtype="float32",
         attention="auto",
         placement="auto",
@@ -82,9 +84,10 @@ def demo():
         limit=8,
         max_length=128,
         pack=True,
-        tokenizer=checkpoint.tokenizer,
-        vocab_size=checkpoint.vocab_size,
-        max_positions=checkpoint.max_positions,
+        target_column=None,
+        mask_prompt=None,
+        seed=0,
+        model=requirements(checkpoint),
         offline=True,
         on_event=_ignore,
     )

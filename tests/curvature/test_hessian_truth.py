@@ -5,8 +5,9 @@ import pytest
 import torch
 from tiny import CONFIGS, dense_hessian, flat, plain_loss, ragged_slice, risk_of, tiny_model, unflat
 
-from hesscli.curvature.choice import choose_product, graph_bytes
+from hesscli.curvature.choice import choose_product
 from hesscli.curvature.double_backward import HessianOperator
+from hesscli.curvature.graph_memory import graph_bytes
 from hesscli.data import IGNORED, Sequence, Slice
 
 # Products are exact up to float32 rounding; 1e-5 is about 30 times what is seen.

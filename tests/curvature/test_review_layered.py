@@ -6,9 +6,10 @@ import torch
 from tiny import ragged_slice, risk_of, tiny_model
 from transformers import AutoModelForCausalLM, MarianConfig
 
-from hesscli.curvature import choice
-from hesscli.curvature.choice import choose_product, graph_bytes
+from hesscli.curvature import soundness
+from hesscli.curvature.choice import choose_product
 from hesscli.curvature.double_backward import HessianOperator
+from hesscli.curvature.graph_memory import graph_bytes
 from hesscli.curvature.layered import LayeredOperator
 from hesscli.curvature.stack import find_stack
 from hesscli.data import IGNORED, Sequence, Slice
@@ -74,7 +75,7 @@ def test_a_first_row_without_a_loss_term_is_passed_over(product):
 
 
 def test_the_check_looks_at_the_positions_about_the_first_term(monkeypatch):
-    monkeypatch.setattr(choice, "_CHECKED_TOKENS", 4)
+    monkeypatch.setattr(soundness, "_CHECKED_TOKENS", 4)
     rows = list(ragged_slice((15, 5)).sequences)
     rows[0].targets[:11] = IGNORED
     risk = risk_of(tiny_model("qwen3"), Slice(tuple(rows), id="x"), 2)

@@ -1,0 +1,76 @@
+"""`--product finite-difference`: its error stands in the report and in every interval, and kinks are warned of."""
+
+import json
+
+import pytest
+import torch
+from tiny import VOCAB, spectrum_of
+from transformers import OPTConfig, OPTForCausalLM
+
+DIFFERENCES = ["--product", "finite-difference", "--plots", "none", "--json"]
+ROWS = ["-d", "rows.jsonl", "--limit", "5"]
+
+
+def test_the_embedded_checkpoint_is_measured_and_the_error_is_reported(hess):
+    ended = hess("topk", "demo", "-L", "4", "--max-length", "32", "--steps", "5", "--k", "1", *DIFFERENCES)
+    assert ended.code == 0, ended.err
+    report = json.loads(ended.out)
+    operator = report["operator"]
+    assert operator["product"] == "finite-difference"
+    assert operator["why"] == "as asked, 2 gradients each"
+    assert 1e-5 < operator["error_estimate"] < 2e-3
+    assert 0 < operator["steps"][0] < operator["steps"][1]
+    assert 0 < operator["preflight"]["known_answer"] < 2e-3
+    assert not {w["code"] for w in report["warnings"]} & {"kinks", "routing", "not-smooth", "difference-error"}
+
+
+@pytest.mark.parametrize(("probe", "budget"), [("topk", ["--k", "2", "--steps", "60"]), ("trace", ["--probes", "16"])])
+def test_intervals_allow_for_the_error_and_hold_the_dense_truth(hess, checkpoint, probe, budget):
+    ended = hess(probe, "qwen3", *ROWS, *budget, *DIFFERENCES)
+    assert ended.code == 0, ended.err
+    eigenvalues = spectrum_of("qwen3")
+    truth = {"lambda_max": eigenvalues[-1], "lambda_min": eigenvalues[0], "trace": eigenvalues.sum()}
+    metrics = json.loads(ended.out)["metrics"]
+    found = {name: metrics[name] for name in truth if name in metrics}
+    assert len(found) == (2 if probe == "topk" else 1)
+    for name, metric in found.items():
+        low, high = metric["ci"]
+        assert low <= truth[name] <= high
+        assert metric["errors"]["precision"] >= 1e-3 * (eigenvalues[-1] if probe == "topk" else 1.0)
+
+
+def test_an_exact_product_has_neither_step_nor_estimate(hess, checkpoint):
+    ended = hess("topk", "qwen3", *ROWS, "--k", "1", "--steps", "5", "--plots", "none", "--json")
+    operator = json.loads(ended.out)["operator"]
+    assert operator["steps"] is None
+    assert operator["error_estimate"] is None
+
+
+def test_kinks_are_warned_of_before_and_their_numbers_after(hess, checkpoint):
+    torch.manual_seed(0)
+    config = OPTConfig(
+        vocab_size=VOCAB,
+        hidden_size=16,
+        word_embed_proj_dim=16,
+        ffn_dim=256,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        init_std=0.3,
+        pad_token_id=0,
+    )
+    OPTForCausalLM(config).eval().save_pretrained("opt")
+    ended = hess("trace", "opt", *ROWS, "--probes", "4", *DIFFERENCES)
+    assert ended.code in (0, 4)
+    report = json.loads(ended.out)
+    texts = {w["code"]: w["text"] for w in report["warnings"]}
+    assert "ReLU" in texts["kinks"]
+    assert "use an exact product" in texts["kinks"]
+    assert "not-smooth" in texts
+    assert texts["kinks"][:30] in ended.err.replace("\n", " ")
+
+
+def test_other_matrices_have_no_such_product(hess):
+    ended = hess("trace", "demo", "--operator", "ggn", "-L", "2", "--max-length", "8", *DIFFERENCES)
+    assert ended.code == 2
+    assert "'finite-difference' is for the Hessian, not for ggn" in ended.err

@@ -1,0 +1,123 @@
+"""The known answer's figure is the product's true error: for exact products, narrow weights and differences."""
+
+import numpy as np
+import pytest
+import torch
+from tiny import CONFIGS, flat, ragged_slice, risk_of, tiny_model
+from wide import float64_product
+
+from hesscli.curvature.double_backward import HessianOperator
+from hesscli.curvature.layered import LayeredOperator
+from hesscli.curvature.preflight import check_product
+from hesscli.curvature.stack import find_stack
+from hesscli.curvature.symmetries import find_symmetry
+
+
+def relative(a, b):
+    return np.linalg.norm(a - b) / np.linalg.norm(b)
+
+
+def errors(operator, risk, truth, *, seeds):
+    """(the self-test's figures, the true ones along the same directions, the true one along random vectors)."""
+    gradient = risk.gradient()
+    figures, along = [], []
+    for seed in range(seeds):
+        symmetry = find_symmetry(risk, gradient, seed=seed)
+        d = symmetry.direction(risk)
+        product = flat(operator.matvec(d))
+        figures.append(relative(product, flat(symmetry.answer(risk, gradient))))
+        along.append(relative(product, truth(d)))
+    vectors = [risk.space.random("gaussian", seed=5, index=i) for i in range(3)]
+    random = [relative(flat(operator.matvec(v)), truth(v)) for v in vectors]
+    return np.array(figures), np.array(along), float(np.sqrt(np.mean(np.square(random))))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_an_exact_product(name, dtype):
+    risk = risk_of(tiny_model(name).to(dtype), ragged_slice(), 5)
+    operator = HessianOperator(risk, keep_graph=True)
+    figures, along, random = errors(operator, risk, float64_product(name, dtype=dtype), seeds=5)
+    assert random > (1e-8 if dtype == torch.float32 else 1e-3)
+    assert random / 3 < np.median(figures) < 3 * random
+    assert random / 6 < min(figures)
+    assert max(figures) < 6 * random
+    assert np.median(along) / 2 < np.median(figures) < 2 * np.median(along)
+
+
+class Difference:
+    """Central differences of the gradient at one step for every direction."""
+
+    def __init__(self, risk, step):
+        self.risk, self.space, self._step = risk, risk.space, step
+
+    def matvec(self, v):
+        alpha = self._step / self.space.norm(v)
+        kept = [p.detach().clone() for p in self.risk.parameters]
+        sides = []
+        for sign in (1.0, -1.0):
+            with torch.no_grad():
+                for p, w, x in zip(self.risk.parameters, kept, v, strict=True):
+                    p.copy_(w + sign * alpha * x)
+            sides.append(self.risk.gradient())
+        with torch.no_grad():
+            for p, w in zip(self.risk.parameters, kept, strict=True):
+                p.copy_(w)
+        return [(a - b) / (2 * alpha) for a, b in zip(*sides, strict=True)]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_differences_at_a_short_step(name):
+    # Their error is rounding of the gradient over the step: the same length whatever the direction. Beside it, the
+    # known product is shorter than a random one, so the figure is larger than a random vector's by that much.
+    risk = risk_of(tiny_model(name), ragged_slice(), 5)
+    truth = float64_product(name)
+    figures, along, random = errors(Difference(risk, 1e-3), risk, truth, seeds=2)
+    assert figures == pytest.approx(along, rel=0.05)
+    gradient = risk.gradient()
+    symmetry = find_symmetry(risk, gradient, seed=0)
+    known = risk.space.norm(symmetry.answer(risk, gradient)) / risk.space.norm(symmetry.direction(risk))
+    v = risk.space.random("gaussian", seed=5, index=0)
+    shorter = known / (np.linalg.norm(truth(v)) / risk.space.norm(v))
+    assert random / 3 < figures[0] * shorter < 3 * random
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox"])
+def test_differences_at_a_long_step_are_seen_by_linearity_alone(name):
+    # What a step skips is third derivatives along stiff directions; a symmetry is flat.
+    risk = risk_of(tiny_model(name), ragged_slice(), 5)
+    operator = Difference(risk, 0.1)
+    figures, along, random = errors(operator, risk, float64_product(name), seeds=1)
+    assert figures == pytest.approx(along, rel=0.05)
+    assert random > 3 * figures[0]
+    found = check_product(operator, risk, loss=risk.loss(), gradient=risk.gradient(), semi_definite=False, seed=0)
+    assert random / 5 < found.linearity < 5 * random
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_the_preflight_reports_it(name):
+    risk = risk_of(tiny_model(name), ragged_slice(), 5)
+    truth, gradient = float64_product(name), risk.gradient()
+    for operator in (HessianOperator(risk, keep_graph=True), LayeredOperator(risk, find_stack(risk.first_row()))):
+        found = check_product(operator, risk, loss=risk.loss(), gradient=gradient, semi_definite=False, seed=0)
+        _, _, random = errors(operator, risk, truth, seeds=0)
+        assert random / 4 < found.known_answer < 4 * random
+
+
+def test_noise_of_a_known_size_is_read_as_that_size():
+    risk = risk_of(tiny_model("llama"), ragged_slice(), 5)
+    exact = HessianOperator(risk, keep_graph=True)
+
+    class Noisy:
+        space = exact.space
+
+        def matvec(self, v):
+            generator = torch.Generator().manual_seed(int(1e6 * abs(float(v[0].flatten()[0]))))
+            product = exact.matvec(v)
+            size = 0.01 * self.space.norm(product) / self.space.dimension**0.5
+            return [p + size * torch.randn(p.shape, generator=generator) for p in product]
+
+    found = check_product(
+        Noisy(), risk, loss=risk.loss(), gradient=risk.gradient(), semi_definite=False, seed=0
+    ).known_answer
+    assert found == pytest.approx(0.01, rel=0.5)
