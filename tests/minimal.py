@@ -72,10 +72,17 @@ class MinimalSpace:
         for p in x._parts:
             p._entries *= alpha
 
+    def scale_parts(self, alphas, x):
+        for alpha, p in zip(alphas, x._parts, strict=True):
+            p._entries *= float(alpha)
+
+    def multiply(self, u, v):
+        return Vector(Part(a.place, a.with_(b, np.multiply)) for a, b in zip(u._parts, v._parts, strict=True))
+
     def restrict(self, v, parts):
         return Vector(Part(p.place, p._entries * (p.place in parts)) for p in v._parts)
 
-    def basis(self):
+    def basis(self, *, exact=False):
         return MinimalBasis(self)
 
     def joined(self, v):
@@ -89,33 +96,42 @@ class MinimalSpace:
 
 
 class MinimalBasis:
-    """Vectors in a list."""
+    """Rows of each place by themselves."""
+
+    rounding = 0.0
 
     def __init__(self, space):
-        self._space, self._vectors = space, []
+        self._rows, self._length = [np.empty((16, size)) for size in space.sizes], 0
 
     def __len__(self):
-        return len(self._vectors)
+        return self._length
 
     def append(self, v):
-        self._vectors.append(self._space.copy(v))
+        for place, part in enumerate(v._parts):
+            if self._length == len(self._rows[place]):
+                self._rows[place] = np.concatenate([self._rows[place], np.empty_like(self._rows[place])])
+            self._rows[place][self._length] = part._entries
+        self._length += 1
+
+    def _filled(self):
+        return [rows[: self._length] for rows in self._rows]
 
     def vector(self, i):
-        return self._space.copy(self._vectors[i])
+        return Vector(Part(place, rows[i].copy()) for place, rows in enumerate(self._filled()))
 
     def inner(self, v):
-        return np.array([self._space.inner(u, v) for u in self._vectors])
+        return sum(rows @ part._entries for rows, part in zip(self._filled(), v._parts, strict=True))
 
     def subtract(self, coefficients, v):
-        for c, u in zip(coefficients, self._vectors, strict=True):
-            self._space.axpy(-float(c), u, v)
+        for rows, part in zip(self._filled(), v._parts, strict=True):
+            part._entries -= np.asarray(coefficients) @ rows
 
     def combine(self, coefficients):
-        out = [self._space.zeros() for _ in range(coefficients.shape[1])]
-        for column, total in zip(coefficients.T, out, strict=True):
-            for c, u in zip(column, self._vectors, strict=True):
-                self._space.axpy(float(c), u, total)
-        return out
+        return [Vector(Part(p, rows.T @ c) for p, rows in enumerate(self._filled())) for c in coefficients.T]
+
+    def recombine(self, coefficients):
+        self._rows = [coefficients.T @ rows for rows in self._filled()]
+        self._length = coefficients.shape[1]
 
 
 class DenseOperator:
@@ -127,6 +143,30 @@ class DenseOperator:
     def matvec(self, v):
         self.num_matvecs += 1
         return self.space.split(self.matrix @ self.space.joined(v))
+
+    def matvecs(self, vs):
+        return [self.matvec(v) for v in vs]
+
+
+class DiagonalOperator:
+    """These eigenvalues on the coordinates; `eta` and `relative` are lengths of the error of a product."""
+
+    def __init__(self, eigenvalues, *, eta=0.0, relative=0.0, seed=0, space=None):
+        n = len(eigenvalues)
+        self.eigenvalues = np.asarray(eigenvalues, float)
+        self.space = space or MinimalSpace([n // 3, 1, n - n // 3 - 1])
+        self.num_matvecs, self._eta, self._relative = 0, eta, relative
+        self._rng = np.random.default_rng(seed)
+
+    def matvec(self, v):
+        self.num_matvecs += 1
+        x = self.space.joined(v)
+        w = self.eigenvalues * x
+        if self._eta or self._relative:
+            error = self._rng.standard_normal(len(x))
+            length = self._eta * np.linalg.norm(x) + self._relative * np.linalg.norm(w)
+            w = w + length / np.linalg.norm(error) * error
+        return self.space.split(w)
 
     def matvecs(self, vs):
         return [self.matvec(v) for v in vs]

@@ -5,34 +5,24 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from hesscli.checkpoint.listing import CONFIG
 from hesscli.checkpoint.quiet import in_short, quiet
-from hesscli.errors import UnavailableError, UsageError
-
-# Endings of class names in `architectures`, and the tasks that they were trained for.
-_OTHER_TASKS = {
-    "ForMaskedLM": "masked-lm",
-    "ForPreTraining": "masked-lm",
-    "ForSeq2SeqLM": "seq2seq-lm",
-    "ForSequenceClassification": "sequence-classification",
-    "ForTokenClassification": "token-classification",
-    "ForQuestionAnswering": "question-answering",
-    "ForImageClassification": "image-classification",
-    "ForMultipleChoice": "multiple-choice",
-}
+from hesscli.checkpoint.tasks import Task, find_task
+from hesscli.errors import UnavailableError
 
 
-def read_architecture(folder: Path, *, id: str, trust_remote_code: bool) -> PreTrainedConfig:
-    """The checkpoint's config, once it is known to be a causal language model in floating point.
+def read_architecture(folder: Path, *, id: str, task: str, trust_remote_code: bool) -> tuple[PreTrainedConfig, Task]:
+    """The checkpoint's config and its task, once it is known to be in floating point and ours to measure.
+
+    `task` is the one that was asked for, or `auto`.
 
     Raises:
         UnavailableError: config.json is unreadable, quantised weights, an architecture that the installed transformers
             does not know, or one that needs its own code.
-        UsageError: the checkpoint is for another task.
+        UsageError: the checkpoint is for another task, or for one that hess does not know.
     """
     raw = _read(folder / CONFIG, id=id)
     _refuse_quantised(raw, id=id)
@@ -56,8 +46,10 @@ def read_architecture(folder: Path, *, id: str, trust_remote_code: bool) -> PreT
     except Exception as error:  # each architecture validates its config in its own way
         what = f"{CONFIG} of '{id}' is not a valid config for '{model_type}': {in_short(error)}"
         raise UnavailableError("model", what, f"mend it, or try another version than {version}") from error
-    _check_task(config, raw, id=id, trust_remote_code=trust_remote_code)
-    return config
+    found = find_task(config, raw, asked=task, id=id)
+    if not found.class_names(config) and not trust_remote_code:
+        raise _needs_code(id)
+    return config, found
 
 
 def _read(file: Path, *, id: str) -> dict[str, Any]:
@@ -92,20 +84,3 @@ def _refuse_quantised(raw: dict[str, Any], *, id: str) -> None:
 def _needs_code(id: str) -> UnavailableError:
     what = f"'{id}' needs its own code, which is not run unasked"
     return UnavailableError("model", what, "read it, then --trust-remote-code if you trust it")
-
-
-def _check_task(config: PreTrainedConfig, raw: dict[str, Any], *, id: str, trust_remote_code: bool) -> None:
-    remedy = "this version measures causal language models"
-    for name in raw.get("architectures") or ():
-        task = next((task for ending, task in _OTHER_TASKS.items() if str(name).endswith(ending)), None)
-        if task is not None:
-            raise UsageError("model", f"'{id}' is a {task} checkpoint ({name})", remedy)
-    if getattr(config, "is_encoder_decoder", False):
-        raise UsageError("model", f"'{id}' is an encoder-decoder ({raw.get('model_type')}), for seq2seq-lm", remedy)
-    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
-        return
-    if AutoModelForCausalLM.__name__ not in (raw.get("auto_map") or {}):
-        what = f"transformers {transformers.__version__} has no causal language model for '{raw.get('model_type')}'"
-        raise UsageError("model", f"{what}, the architecture of '{id}'", remedy)
-    if not trust_remote_code:
-        raise _needs_code(id)

@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from hesscli.checkpoint.listing import CONFIG, small_files, weights_entry
+from hesscli.checkpoint.listing import ADAPTER_CONFIG, CONFIG, is_adapter, small_files, weights_entry
 from hesscli.checkpoint.quiet import in_short, quiet
 from hesscli.checkpoint.weights import shard_names
 from hesscli.errors import HessError, UnavailableError
@@ -36,7 +36,7 @@ def fetch(
 ) -> tuple[Path, str]:
     """The folder in the hub's cache with the files that loading needs and no others, and their commit.
 
-    The branch is resolved once: every file is of the commit that its config.json was of. Weights that cannot be
+    The branch is resolved once: every file is of the commit that its config was of. Weights that cannot be
     used are refused before they are fetched. Without a connection the cached commit is taken, with a warning.
 
     Raises:
@@ -57,10 +57,11 @@ def fetch(
         names = {sibling.rfilename for sibling in info.siblings or ()}
         entry = weights_entry(names, id=id, allow_pickle=allow_pickle)
         # Under the revision as asked, so that the cache learns which commit it stands for.
-        folder = Path(hf_hub_download(id, CONFIG, revision=revision)).parent
+        config = ADAPTER_CONFIG if is_adapter(names) else CONFIG
+        folder = Path(hf_hub_download(id, config, revision=revision)).parent
         commit = folder.name
         stage = f"fetch {id}"
-        wanted = [name for name in small_files(names, code=trust_remote_code) if name != CONFIG]
+        wanted = [name for name in small_files(names, code=trust_remote_code) if name != config]
         first = Path(hf_hub_download(id, entry, revision=commit)) if entry.endswith(".index.json") else Path(entry)
         wanted += shard_names(first, id=id)
         on_event(Started(stage, len(wanted), "files"))
@@ -72,8 +73,11 @@ def fetch(
 
 
 def _cached_config(id: str, revision: str | None) -> Path | None:
-    found = try_to_load_from_cache(id, CONFIG, revision=revision)
-    return Path(found) if isinstance(found, str) else None
+    for name in (CONFIG, ADAPTER_CONFIG):
+        found = try_to_load_from_cache(id, name, revision=revision)
+        if isinstance(found, str):
+            return Path(found)
+    return None
 
 
 def _cached(id: str, *, revision: str | None) -> tuple[Path, str]:

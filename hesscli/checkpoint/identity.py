@@ -23,6 +23,8 @@ class Identity:
     weights_sha256: str
     """See `weights_sha256`."""
     class_name: str
+    task: str
+    """What the head does, such as `causal-lm`."""
     num_parameters: int
     """Tied parameters count once."""
     dtype: str
@@ -31,6 +33,9 @@ class Identity:
     """The attention that the model runs, such as `eager` or `sdpa`."""
     tied: bool
     """Whether input and output embeddings are one parameter."""
+    base: str | None
+    """Of an adapter: the model that it stands in, as `ID@COMMIT`, or `ID` for a folder; then `weights_sha256` is over
+    the files of both."""
 
 
 def weights_sha256(files: Sequence[Path], *, on_event: OnEvent) -> str:

@@ -2,21 +2,24 @@
 
 import pickle
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from hesscli.checkpoint import soundness
+from hesscli.checkpoint.adapter import attach, find_base, read_adapter
 from hesscli.checkpoint.architecture import read_architecture
 from hesscli.checkpoint.checkpoint import Checkpoint
 from hesscli.checkpoint.identity import Identity, weights_sha256
-from hesscli.checkpoint.listing import names_in, weights_entry
+from hesscli.checkpoint.listing import has_tokenizer, names_in, weights_entry
 from hesscli.checkpoint.placement import Plan, check_map, check_room, decide
 from hesscli.checkpoint.quiet import in_short, quiet
 from hesscli.checkpoint.source import locate, parse
+from hesscli.checkpoint.tasks import Task
 from hesscli.checkpoint.weights import Weights, check_weights
 from hesscli.errors import DoesNotFitError, HessError, UnavailableError, UsageError
 from hesscli.events import OnEvent
@@ -30,6 +33,7 @@ def load_checkpoint(
     model: str,
     *,
     revision: str | None,
+    task: str,
     dtype: str,
     attention: str,
     placement: str,
@@ -40,14 +44,16 @@ def load_checkpoint(
     offline: bool,
     on_event: OnEvent,
 ) -> Checkpoint:
-    """The causal language model that `model` names, ready for second derivatives.
+    """The model that `model` names, with the head for its `task` (`auto`: its own), ready for second derivatives.
+
+    An adapter is put into the base model that it names, and not merged.
 
     The weights are in `dtype`, finite, complete and resident; the model is in eval mode without a cache, with
     attention and experts that can be differentiated twice. Files are checked and hashed before they are loaded,
     and loading itself reads the local folder only: no request is made after the files were fetched.
 
     Raises:
-        UsageError: an option is wrong, or the checkpoint is for another task.
+        UsageError: an option is wrong, or the checkpoint is for another task, or for one that hess does not know.
         UnavailableError: the checkpoint cannot be had, is damaged, unsafe, quantised or of an unknown architecture.
         DoesNotFitError: it does not fit, or would be offloaded.
     """
@@ -55,37 +61,39 @@ def load_checkpoint(
         if value not in allowed:
             raise _unknown(field, value, list(allowed))
     plan = decide(placement, device_map=device_map, max_memory=max_memory)
-    source = locate(
-        parse(model, revision=revision),
+    reach = partial(
+        locate,
         allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code,
         offline=offline,
         on_event=on_event,
     )
-    entry = weights_entry(
-        names_in(source.folder, id=source.id),
-        id=source.id,
-        allow_pickle=allow_pickle,
-    )
-    config = read_architecture(source.folder, id=source.id, trust_remote_code=trust_remote_code)
-    weights = check_weights(source.folder / entry, id=source.id)
-    check_room(plan, needed=_bytes_needed(weights, _DTYPES[dtype]), id=source.id)
-    digest = weights_sha256(weights.files, on_event=on_event)
+    source = reach(parse(model, revision=revision))
+    adapter = read_adapter(source, allow_pickle=allow_pickle)
+    base = source if adapter is None else find_base(adapter, reach)
+    entry = weights_entry(names_in(base.folder, id=base.id), id=base.id, allow_pickle=allow_pickle)
+    config, found = read_architecture(base.folder, id=base.id, task=task, trust_remote_code=trust_remote_code)
+    weights = check_weights(base.folder / entry, id=base.id)
+    parts = [weights] if adapter is None else [weights, adapter.weights]
+    check_room(plan, needed=sum(_bytes_needed(part, _DTYPES[dtype]) for part in parts), id=base.id)
+    digest = weights_sha256([file for part in parts for file in part.files], on_event=on_event)
     net, info = _read(
-        source.folder,
+        base.folder,
+        task=found,
         config=config,
-        id=source.id,
+        id=base.id,
         dtype=_DTYPES[dtype],
         attention=_ATTENTION[attention],
         plan=plan,
         pickled=weights.pickled,
         trust_remote_code=trust_remote_code,
     )
-    check_map(plan, [name for name, _ in net.named_parameters()], id=source.id)
-    soundness.check_complete(net, info, id=source.id, on_event=on_event)
-    soundness.check_resident(net, id=source.id)
+    check_map(plan, [name for name, _ in net.named_parameters()], id=base.id)
+    soundness.check_complete(net, info, id=base.id, on_event=on_event)
+    soundness.check_resident(net, id=base.id)
+    tied = soundness.check_ties(net, id=base.id)
+    trained = () if adapter is None else attach(adapter, net)
     soundness.check_finite(net, id=source.id)
-    tied = soundness.check_ties(net, id=source.id)
     soundness.prepare(net)
     soundness.warn_of_kernels(net, on_event=on_event)
     identity = Identity(
@@ -94,12 +102,16 @@ def load_checkpoint(
         commit=source.commit,
         weights_sha256=digest,
         class_name=type(net).__name__,
+        task=found.name,
         num_parameters=sum(p.numel() for p in net.parameters()),
         dtype=soundness.dtype_name(net),
         attention=str(net.config._attn_implementation),
         tied=tied,
+        base=None if adapter is None else base.id if base.commit is None else f"{base.id}@{base.commit}",
     )
-    return Checkpoint(net, identity, source.folder, trust_remote_code)
+    # The tokenizer of an adapter lies beside it only where tokens were added.
+    own = adapter is None or has_tokenizer(names_in(source.folder, id=source.id))
+    return Checkpoint(net, identity, (source if own else base).folder, trust_remote_code, trained)
 
 
 def _unknown(field: str, value: str, allowed: list[str]) -> UsageError:
@@ -117,6 +129,7 @@ def _bytes_needed(weights: Weights, dtype: torch.dtype | None) -> int:
 def _read(
     folder: Path,
     *,
+    task: Task,
     config: PreTrainedConfig,
     id: str,
     dtype: torch.dtype | None,
@@ -127,7 +140,7 @@ def _read(
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     try:
         with quiet():
-            return AutoModelForCausalLM.from_pretrained(
+            return task.loader.from_pretrained(
                 folder,
                 config=config,
                 dtype=dtype or "auto",

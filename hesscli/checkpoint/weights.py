@@ -62,7 +62,7 @@ def check_weights(entry: Path, *, id: str) -> Weights:
         if file.stat().st_size == 0:
             raise UnavailableError("weights", f"{file.name} of '{id}' is empty", "fetch or save it again")
     size = sum(file.stat().st_size for file in files)
-    if not entry.name.startswith("pytorch_model"):
+    if not entry.name.startswith(("pytorch_model", "adapter_model.bin")):
         return Weights(files, False, sum(_check_safetensors(file, id=id) for file in files), size)
     installed = tuple(int(part) for part in torch.__version__.split(".")[:2])
     if installed < _PICKLE_NEEDS:

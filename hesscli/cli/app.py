@@ -78,7 +78,7 @@ def _exit_code(arguments: list[str]) -> int:
         return done.exit_code
     except _Stopped as stop:
         word = "interrupted" if stop.number == signal.SIGINT else "terminated"
-        complain(f"{word}: nothing was written; the same command starts again")
+        complain(f"{word}: no report was written; the same command goes on from the products that are kept")
         return 128 + stop.number
     except (BrokenPipeError, SystemExit):  # `hess ... | head`; the second is how the help's console says it
         nobody_reads()

@@ -1,7 +1,8 @@
-"""The verbs that measure: density, topk, trace, blockdiag, and run for a recipe."""
+"""The verbs that measure: density, topk, trace, blockdiag, solve, and run for a recipe."""
 
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +24,10 @@ ReportFile = Annotated[
 Force = Annotated[
     bool, typer.Option("--force", metavar="", help="measure again what is measured already", rich_help_panel="Output")
 ]
+NoResume = Annotated[
+    bool,
+    typer.Option("--no-resume", metavar="", help="keep no state, and use none that is there", rich_help_panel="Output"),
+]
 Print = Annotated[
     bool,
     typer.Option(
@@ -43,6 +48,7 @@ _WHAT = {
     "topk": "The largest and smallest eigenvalues, each with its residual.",
     "trace": "The trace, its part in each block, and the Frobenius norm.",
     "blockdiag": "Does curvature stay within blocks? Relative error and cosine for each.",
+    "solve": "A damped solve, (H + damping) x = b, judged by its true residual.",
 }
 _RUN = "Measure what a recipe says; a.b=c changes a value, ~a.b puts it back to its default."
 
@@ -60,13 +66,14 @@ def _verb(probe: str) -> Any:
         json: Json = False,
         quiet: Quiet = False,
         force: Force = False,
+        no_resume: NoResume = False,
         strict: Strict = False,
         print_config: Print = False,
         report: ReportFile = None,
         **options: Any,
     ) -> None:
         layers = [("command", {"probe": probe}), *_model(model), ("flag", recipe_values(options))]
-        _measure(layers, json=json, quiet=quiet, force=force, strict=strict, print_config=print_config, copy=report)
+        _measure(layers, _Wishes(json, quiet, force, not no_resume, strict, print_config, report))
 
     return command
 
@@ -79,6 +86,7 @@ def _run(
     json: Json = False,
     quiet: Quiet = False,
     force: Force = False,
+    no_resume: NoResume = False,
     strict: Strict = False,
     print_config: Print = False,
     report: ReportFile = None,
@@ -86,7 +94,7 @@ def _run(
     changed, removed = parse_overrides(overrides or [])
     values = {path: value for path, value in load_recipe(Path(recipe)).items() if path not in removed}
     layers: list[tuple[str, Values]] = [("recipe", values), ("override", changed)]
-    _measure(layers, json=json, quiet=quiet, force=force, strict=strict, print_config=print_config, copy=report)
+    _measure(layers, _Wishes(json, quiet, force, not no_resume, strict, print_config, report))
 
 
 def _model(argument: str | None) -> list[tuple[str, Values]]:
@@ -97,37 +105,41 @@ def _model(argument: str | None) -> list[tuple[str, Values]]:
     return []
 
 
-def _measure(
-    layers: list[tuple[str, Values]],
-    *,
-    json: bool,
-    quiet: bool,
-    force: bool,
-    strict: bool,
-    print_config: bool,
-    copy: str | None,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Wishes:
+    """What the command line asks for beside the recipe."""
+
+    json: bool
+    quiet: bool
+    force: bool
+    resume: bool
+    strict: bool
+    print_config: bool
+    copy: str | None
+
+
+def _measure(layers: list[tuple[str, Values]], wishes: _Wishes) -> None:
     recipe, origins = resolve(layers)
-    if print_config:
+    if wishes.print_config:
         say(dump(recipe, origins).rstrip())
         return
-    if copy is not None:
-        _check_copy(Path(copy))
-    if "model.id" not in origins and not quiet:
+    if wishes.copy is not None:
+        _check_copy(Path(wishes.copy))
+    if "model.id" not in origins and not wishes.quiet:
         complain("no MODEL given: using demo, the embedded checkpoint")
     from hesscli.report.document import dumps
     from hesscli.run.progress import ProgressListener
     from hesscli.run.session import run
 
     console = progress_console()
-    with ProgressListener(console, quiet=quiet) as listener:
-        outcome = run(recipe, force=force, on_event=listener)
+    with ProgressListener(console, quiet=wishes.quiet) as listener:
+        outcome = run(recipe, force=wishes.force, resume=wishes.resume, on_event=listener)
     path = outcome.folder / "report.json"
-    if copy is not None:
-        _copy(path, Path(copy))
-    if json:
+    if wishes.copy is not None:
+        _copy(path, Path(wishes.copy))
+    if wishes.json:
         say(dumps(outcome.report).rstrip())
-    elif quiet:
+    elif wishes.quiet:
         say(str(path))
     else:
         from hesscli.report.terminal import render
@@ -140,7 +152,7 @@ def _measure(
         for name in outcome.report.artifacts:
             if name.endswith(".png"):
                 say(f"figure  {outcome.folder / name}")
-    _verdict(outcome.report.status, outcome.report.status_text, strict=strict)
+    _verdict(outcome.report.status, outcome.report.status_text, strict=wishes.strict)
 
 
 def _check_copy(copy: Path) -> None:

@@ -20,8 +20,10 @@ _SHORT |= {"output.dir": ["-o", "--output-dir"], "estimator.k": ["--k", "-k"]}
 _NAMES = {"data.revision": "--dataset-revision", "operator.kind": "--operator"}
 _BOTH_WAYS = {"data.pack"}  # flags that are on unless switched off
 _METAVARS = {"model.revision": "REV", "data.revision": "REV", "model.device_map": "MAP", "model.max_memory": "LIST"}
-_METAVARS |= {"output.dir": "DIR", "output.plots": "LIST", "data.id": "ID|PATH", "data.batch_size": "N|auto"}
-_READ_BY_OPERATOR = {"by": ("trace", "blockdiag")}
+_METAVARS |= {f"data.{key}": "COLUMN" for key in ("column", "target_column", "mask_prompt")}
+_METAVARS |= {"estimator.rhs": "RHS"}
+_METAVARS |= {"output.dir": "DIR", "operator.blocks": "FILE", "output.plots": "LIST", "data.id": "ID|PATH", "data.batch_size": "N|auto"}
+_READ_BY_OPERATOR = {"by": ("trace", "blockdiag"), "blocks": ("trace", "blockdiag")}
 
 
 def measuring_parameters(probe: str) -> list[inspect.Parameter]:
@@ -75,7 +77,7 @@ def _parameter(path: str, field: FieldInfo, probe: str) -> inspect.Parameter:
     annotation: Any = str | None
     choices, kind = _kinds(field.annotation)
     metavar = _METAVARS.get(path) or kind or "NAME"
-    if field.annotation is bool:
+    if bool in (field.annotation, *get_args(field.annotation)):
         annotation, metavar = bool | None, ""
         flags = [f"{flag}/--no-{key}"] if path in _BOTH_WAYS else [flag]
     elif get_origin(field.annotation) is list and path != "output.plots":
@@ -122,7 +124,8 @@ def _kinds(annotation: Any) -> tuple[list[str], str]:
     if origin is Annotated:
         return _kinds(arguments[0])
     if origin is list:
-        return _kinds(arguments[0])[0], "GLOB"
+        words, kind = _kinds(arguments[0])
+        return words, kind or "GLOB"
     if origin in (Union, types.UnionType):
         parts = [_kinds(a) for a in arguments if a is not type(None)]
         return [c for p in parts for c in p[0]], "".join(p[1] for p in parts[:1])

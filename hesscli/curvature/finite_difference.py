@@ -6,9 +6,9 @@
 v is of unit length here whatever its own, and h is chosen for it from what the gradients show (`step.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -95,6 +95,22 @@ class FiniteDifferenceOperator:
             return [Warned("difference-error", f"{text}; use an exact product")]
         return []
 
+    @property
+    def memory(self) -> dict[str, Any]:
+        """What the products so far have left behind, for `recall` in another process."""
+        return {
+            "step": self._step,
+            "steps": self.steps,
+            "error_estimate": self.error_estimate,
+            "roughness": self.roughness,
+        }
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Go on as after the products that left this memory; calibrates, as the first product does."""
+        self._calibrate_once()
+        self._step, self.error_estimate, self.roughness = (memory[k] for k in ("step", "error_estimate", "roughness"))
+        self.steps = tuple(memory["steps"])
+
     def matvec(self, v: ParameterVector) -> ParameterVector:
         """H v: 2 gradients (forward: 1), and 1 to 4 more where v is of another kind than the vector before it."""
         return self.difference(v).product
@@ -111,10 +127,7 @@ class FiniteDifferenceOperator:
         if not np.isfinite(length):
             msg = "a vector to be multiplied is not finite"
             raise FloatingPointError(msg)
-        versions = tuple(p._version for p in self.risk.model.parameters())
-        if versions != self._versions:
-            self._calibrate()
-            self._versions = versions
+        self._calibrate_once()
         found = self._central(v, length)[0] if self.scheme == "central" else self._forward(v, length)
         self._note(found, self.space.norm(found.product) / length)
         return found
@@ -164,6 +177,13 @@ class FiniteDifferenceOperator:
         if size > 0:
             relative = found.error * size / max(size, self._calibration.typical)
             self.error_estimate = max(self.error_estimate, relative)
+
+    def _calibrate_once(self) -> None:
+        """Once for these weights."""
+        versions = tuple(p._version for p in self.risk.model.parameters())
+        if versions != self._versions:
+            self._calibrate()
+            self._versions = versions
 
     def _calibrate(self) -> None:
         """Rounding and bending on this model, from a random unit vector v and from H v, which is a Krylov vector."""

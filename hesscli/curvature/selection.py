@@ -1,7 +1,7 @@
 """Which parameters take part, and how they fall into blocks: from names alone."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -58,6 +58,28 @@ def partition(names: Sequence[str], *, by: Granularity) -> list[Block]:
     for place, name in enumerate(names):
         groups.setdefault(_block_name(name, by), []).append(place)
     return [Block(name, frozenset(parts)) for name, parts in groups.items()]
+
+
+def partition_by_globs(names: Sequence[str], globs: Mapping[str, Sequence[str]]) -> list[Block]:
+    """A block for each entry: the parameters whose names match any of its globs.
+
+    Raises UsageError where a parameter is in two blocks or in none, or a block has none.
+    """
+    field = "operator.blocks"
+    blocks = {
+        block: [i for i, name in enumerate(names) if any(fnmatchcase(name, glob) for glob in wanted)]
+        for block, wanted in globs.items()
+    }
+    for block, places in blocks.items():
+        if not places:
+            raise UsageError(field, f"block {block!r} matches no parameter", f"names look like {names[0]!r}")
+    for place, name in enumerate(names):
+        owners = [block for block, places in blocks.items() if place in places]
+        if len(owners) > 1:
+            raise UsageError(field, f"{name!r} is in {owners[0]!r} and in {owners[1]!r}", "make the globs disjoint")
+        if not owners:
+            raise UsageError(field, f"{name!r} is in no block", "add a block for it, or leave it out with --exclude")
+    return [Block(block, frozenset(places)) for block, places in blocks.items()]
 
 
 def _block_name(name: str, by: Granularity) -> str:

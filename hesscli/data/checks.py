@@ -27,6 +27,8 @@ class Bounds:
 
     vocab_size: int
     max_positions: int | None
+    num_token_types: int
+    labels_are_tokens: bool
 
     def check_length(self, max_length: int) -> None:
         """Raise `UsageError` where text would be cut to sequences longer than the model has positions for."""
@@ -36,26 +38,32 @@ class Bounds:
 
     def check_row(self, row: int, sequence: Sequence) -> None:
         """Raise `UsageError` for a row of token ids that the model cannot take."""
-        length = len(sequence.targets)
-        if self.max_positions is not None and length > self.max_positions:
-            what = f"row {row} has {length} tokens, above the model's {self.max_positions} positions"
-            raise UsageError("input_ids", what, "cut the row: rows of input_ids are used as they stand")
-        labels = sequence.targets[sequence.targets != IGNORED]
+        labels = sequence.targets[sequence.targets != IGNORED] if self.labels_are_tokens else None
+        for field, length in (("input_ids", len(sequence.inputs["input_ids"])), ("labels", len(sequence.targets))):
+            if self.max_positions is not None and length > self.max_positions:
+                what = f"row {row} has {length} tokens, above the model's {self.max_positions} positions"
+                raise UsageError(field, what, "cut the row: rows of input_ids are used as they stand")
         for field, ids in (("input_ids", sequence.inputs["input_ids"]), ("labels", labels)):
-            if (odd := self._outside(ids)) is not None:
+            if ids is not None and (odd := _outside(ids, self.vocab_size)) is not None:
                 what = f"row {row} holds {odd}, outside the model's vocabulary of {self.vocab_size}"
                 mask = f", or {IGNORED} to mask a label" if field == "labels" else ""
                 raise UsageError(field, what, f"use ids from 0 to {self.vocab_size - 1}{mask}")
+        types = sequence.inputs.get("token_type_ids")
+        if types is not None and (odd := _outside(types, self.num_token_types)) is not None:
+            what = f"row {row} holds {odd}, and the model has {self.num_token_types} types of tokens"
+            raise UsageError("token_type_ids", what, f"use numbers from 0 to {self.num_token_types - 1}")
 
     def check_tokenised(self, sequence: Sequence, *, spell: Callable[[int], str]) -> None:
         """Raise `UsageError` where the tokenizer gave an id that the model has no embedding for."""
-        if (odd := self._outside(sequence.inputs["input_ids"])) is not None:
+        ids = [sequence.inputs[name] for name in ("input_ids", "decoder_input_ids") if name in sequence.inputs]
+        if (odd := _outside(torch.cat(ids), self.vocab_size)) is not None:
             what = f"id {odd} ({spell(odd)!r}) is outside the model's vocabulary of {self.vocab_size}"
             raise UsageError("tokenizer", what, "use the tokenizer that the checkpoint was trained with")
 
-    def _outside(self, ids: torch.Tensor) -> int | None:
-        outside = ids[(ids < 0) | (ids >= self.vocab_size)]
-        return int(outside[0]) if len(outside) else None
+
+def _outside(ids: torch.Tensor, size: int) -> int | None:
+    outside = ids[(ids < 0) | (ids >= size)]
+    return int(outside[0]) if len(outside) else None
 
 
 def keep(

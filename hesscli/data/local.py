@@ -12,6 +12,8 @@ from hesscli.errors import UsageError
 
 BUILDERS = {".jsonl": "json", ".json": "json", ".txt": "text", ".parquet": "parquet", ".csv": "csv"}
 EXTENSIONS = " ".join(BUILDERS)
+IMAGES = "images"  # the kind of a folder of class folders
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 # Files that `datasets` passes over in a folder: they describe the data and hold no rows.
 NOT_DATA = {"README.md", "config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json"}
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
@@ -89,10 +91,12 @@ def _folder(path: Path, dataset: str) -> LocalData:
     visible = [p for p in visible if not any(part.startswith((".", "__")) for part in p.parts)]
     data = [(p, kind) for p in visible if p.name not in NOT_DATA and (kind := kind_of(p)) is not None]
     kinds = Counter(kind for _, kind in data)
+    if not kinds and any(p.suffix.lower() in IMAGE_SUFFIXES for p in visible):
+        return LocalData(IMAGES, name, str(path.absolute()), IMAGES)
     if not kinds:
         inside = ", ".join(sorted({p.suffix or p.name for p in visible})[:5])
         inside = f"holds no data, only {inside}" if inside else "is empty"
-        raise UsageError("dataset", f"folder {name} {inside}", f"give a folder of {EXTENSIONS}")
+        raise UsageError("dataset", f"folder {name} {inside}", f"give a folder of {EXTENSIONS} or of images")
     if len(kinds) > 1:
         inside = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
         raise UsageError("dataset", f"folder {name} mixes kinds of files ({inside})", "keep one kind, or give a file")

@@ -45,11 +45,20 @@ def borders(packed: Packed, has_eos: bool) -> list[Note]:
     return notes
 
 
-def unused(columns: tuple[str, ...]) -> list[Note]:
+def masked(seed: int) -> list[Note]:
+    """Which tokens are predicted was drawn."""
+    shares = "of 15 % of the tokens, 80 % are hidden, 10 % replaced and 10 % left as they are"
+    return [("masked-tokens", f"{shares}, drawn by seed {seed}: the loss is on these")]
+
+
+def unused(columns: tuple[str, ...], num_token_types: int) -> list[Note]:
     """A column that would change what the model computes is not read."""
-    if "position_ids" not in columns:
-        return []
-    return [("unused-column", "the column position_ids is not used: positions count from the row's start")]
+    found = []
+    if "position_ids" in columns:
+        found.append(("unused-column", "the column position_ids is not used: positions count from the row's start"))
+    if "token_type_ids" in columns and not num_token_types:
+        found.append(("unused-column", "the column token_type_ids is not used: the model reads none"))
+    return found
 
 
 def _count(number: int, word: str) -> str:

@@ -1,13 +1,14 @@
 """From a hub id, a file or a folder to rows in their own order, through `datasets`, streamed."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from hesscli.data.failures import Origin, translated
-from hesscli.data.local import LocalData, find_local
+from hesscli.data.local import IMAGES, LocalData, find_local
 from hesscli.data.rows import Row
 from hesscli.errors import UsageError
 
@@ -20,6 +21,7 @@ class Source:
     columns: tuple[str, ...]
     name: str
     revision: str | None = None  # the commit on the hub where it is known
+    class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by column, where numbers have names
 
 
 def open_source(dataset: str, *, config_name: str | None, split: str, revision: str | None, offline: bool) -> Source:
@@ -42,6 +44,11 @@ def open_source(dataset: str, *, config_name: str | None, split: str, revision: 
         raise UsageError("dataset_revision", f"{revision!r} is given for {local.name}, which is on disk", "drop it")
     if config_name is not None and local.path == local.kind:
         raise UsageError("config_name", f"{config_name!r} is given for {local.name}, a single file", "drop it")
+    if local.kind == IMAGES:
+        from hesscli.data.folders import read_folder
+
+        rows, columns, names = read_folder(Path(local.root), name=local.name, split=split)
+        return Source(rows, columns, local.name, None, {"label": names})
     origin = Origin(local.name, kind=local.kind, root=local.root)
     with translated(origin), TemporaryDirectory(prefix="hess-") as cache:
         return _source(_local_builder(local, config_name, cache), split, origin, None)
@@ -69,11 +76,13 @@ def _source(builder: Any, split: str, origin: Origin, revision: str | None) -> S
     if split not in streams:
         what = f"{split!r} is not a split of {origin.name} (it has: {', '.join(map(str, streams))})"
         raise UsageError("split", what, "take one of them")
+    features = getattr(streams[split], "features", None) or {}
+    names = {column: tuple(f.names) for column, f in features.items() if type(f).__name__ == "ClassLabel"}
     iterator = iter(streams[split])
     first = next(iterator, None)
     if first is None:
         raise _empty(origin)
-    return Source(_read(first, iterator, origin), tuple(first), origin.name, revision)
+    return Source(_read(first, iterator, origin), tuple(first), origin.name, revision, names)
 
 
 def _empty(origin: Origin) -> UsageError:

@@ -12,14 +12,14 @@ from hesscli.data.values import describe
 from hesscli.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from transformers import PreTrainedTokenizerBase
 
     from hesscli.data.rows import Row
 
 
-def causal(ids: torch.Tensor) -> Sequence:
+def causal(_number: int, ids: torch.Tensor) -> Sequence:
     """`ids` (length,) with the next token as the target at each position but the last."""
     return Sequence({"input_ids": ids}, torch.cat([ids[1:], ids.new_tensor([IGNORED])]))
 
@@ -53,19 +53,28 @@ class Packed:
     num_left_over: int  # tokens at the end of the stream that fill no sequence and are dropped
 
 
-def pack_documents(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, *, length: int, limit: int) -> Packed:
+def pack_documents(
+    texts: Iterable[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    length: int,
+    limit: int,
+    framed: bool,
+    finish: Callable[[int, torch.Tensor], Sequence],
+) -> Packed:
     """Up to `limit` sequences of exactly `length` tokens, documents joined by the eos token if there is one.
 
-    Nothing is read once they are full. A stream too short for one sequence is kept whole, as one short
-    sequence. Memory: the tokens asked for, and one document.
+    `framed` documents keep the tokenizer's own special tokens about them, and nothing else stands between them.
+    `finish` makes a sequence of its number and its ids. Nothing is read once they are full. A stream too short for
+    one sequence is kept whole, as one short sequence. Memory: the tokens asked for, and one document.
     """
     stream: list[int] = []
     starts: list[int] = []
     for text in texts:
-        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        ids = tokenizer(text, add_special_tokens=framed, verbose=False)["input_ids"]
         if not ids:
             continue
-        if stream and tokenizer.eos_token_id is not None:
+        if stream and tokenizer.eos_token_id is not None and not framed:
             stream.append(tokenizer.eos_token_id)
         starts.append(len(stream))
         stream.extend(ids)
@@ -75,27 +84,25 @@ def pack_documents(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, *, 
     kept = full * length or len(stream)
     ids = torch.tensor(stream[:kept], dtype=torch.int64)
     return Packed(
-        sequences=[causal(row) for row in ids.split(length)] if kept else [],
+        sequences=[finish(i, row) for i, row in enumerate(ids.split(length))] if kept else [],
         num_documents=sum(start < kept for start in starts),
         num_left_over=len(stream) - kept if full < limit else 0,
     )
 
 
 @dataclass(slots=True)
-class Singles:
-    """One sequence for each text, with the tokenizer's own special tokens; counts those cut to `length`."""
+class Cutter:
+    """Texts to ids of at most `length`, with the tokenizer's own special tokens; counts those that were cut."""
 
-    texts: Iterable[str]
     tokenizer: PreTrainedTokenizerBase
     length: int
     num_cut: int = 0
 
-    def __iter__(self) -> Iterator[Sequence]:
-        """Tokenise as far as is asked for."""
-        for text in self.texts:
-            ids = self.tokenizer(text, verbose=False)["input_ids"]
-            if len(ids) > self.length:
-                # Again and not sliced: a closing special token must survive the cut.
-                ids = self.tokenizer(text, truncation=True, max_length=self.length)["input_ids"]
-                self.num_cut += 1
-            yield causal(torch.tensor(ids, dtype=torch.int64))
+    def __call__(self, text: str, *, argument: str = "text") -> torch.Tensor:
+        """The ids (length,) of a text; `text_target` for the tokenizers that spell what is predicted otherwise."""
+        ids = self.tokenizer(**{argument: text}, verbose=False)["input_ids"]
+        if len(ids) > self.length:
+            # Again and not sliced: a closing special token must survive the cut.
+            ids = self.tokenizer(**{argument: text}, truncation=True, max_length=self.length)["input_ids"]
+            self.num_cut += 1
+        return torch.tensor(ids, dtype=torch.int64)

@@ -1,5 +1,7 @@
 """Values of a row: integers as a tensor, or a word for what they are instead."""
 
+from typing import Any
+
 import torch
 
 from hesscli.errors import UsageError
@@ -39,3 +41,17 @@ def _odd_one(value: object) -> str:
         return describe(value)
     odd = [v for v in value if type(v) is not int or describe(v) != "integers"]
     return describe(odd[0] if odd else value[0])
+
+
+def text_of(field: str, row: dict[str, Any], column: str, number: int) -> str:
+    """The text of one column of a row.
+
+    Raises:
+        UsageError: it is absent or something else than text.
+    """
+    value = row.get(column)
+    if not isinstance(value, str):
+        chat = isinstance(value, list) and value and isinstance(value[0], dict)
+        remedy = "apply the chat template and give its text" if chat else "name a column of text"
+        raise UsageError(field, f"{column!r} holds {describe(value)} in row {number}, not text", remedy)
+    return value

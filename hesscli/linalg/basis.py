@@ -1,18 +1,25 @@
 """An append-only set of vectors: where a Krylov method's memory is bought."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 
+from hesscli.linalg.storage import GROUP, ROWS, BasisStorage, StoredBlock, allocate
+
 V = TypeVar("V")
-_ROWS = 16  # rows are allocated this many at a time, so a run that stops early has not paid for its budget
-_COLUMNS = 1 << 18  # partial sums of this length are taken in the vectors' dtype, then added in float64
+# Partial sums of this length are taken in the vectors' dtype, then added in float64; what is kept elsewhere or
+# narrower comes over in pieces of sixteen rows of it.
+_COLUMNS = 1 << 18
 
 
 class Basis(Protocol[V]):
     """Vectors v_0 .. v_{m-1}; V is the matrix that has them as columns."""
+
+    @property
+    def rounding(self) -> float:
+        """The relative error that keeping a vector has put into it, beyond its own dtype's."""
 
     def __len__(self) -> int:
         """Number of vectors held."""
@@ -31,6 +38,9 @@ class Basis(Protocol[V]):
 
     def combine(self, coefficients: np.ndarray) -> list[V]:
         """The columns of V C; C is (m, k)."""
+
+    def recombine(self, coefficients: np.ndarray) -> None:
+        """Put the columns of V C in the place of V; C is (m, k) with k at most m."""
 
 
 def project_out(basis: Basis[V], v: V) -> None:
@@ -53,7 +63,7 @@ def to_host(scalars: Sequence[torch.Tensor]) -> np.ndarray:
 
 
 class ParameterBasis:
-    """A basis over parameters: for each parameter, blocks of rows (rows, numel) on its own device."""
+    """A basis over parameters: for each parameter, blocks of rows, kept as `storage` says."""
 
     def __init__(
         self,
@@ -61,36 +71,46 @@ class ParameterBasis:
         shapes: Sequence[tuple[int, ...]],
         devices: Sequence[torch.device],
         dtype: torch.dtype,
+        storage: BasisStorage,
     ) -> None:
         self._numels, self._shapes, self._devices, self._dtype = numels, shapes, devices, dtype
-        self._blocks: list[list[torch.Tensor]] = [[] for _ in numels]
+        self._storage = storage
+        self._blocks: list[list[StoredBlock]] = []  # by block of rows, then by parameter
         self._length = 0
+
+    @property
+    def rounding(self) -> float:
+        """That of the storage."""
+        return self._storage.rounding
 
     def __len__(self) -> int:
         return self._length
 
     def append(self, v: list[torch.Tensor]) -> None:
         """Add a copy of v."""
-        block, row = divmod(self._length, _ROWS)
-        for i, part in enumerate(v):
-            if row == 0:
-                shape = (_ROWS, self._numels[i])
-                self._blocks[i].append(torch.empty(shape, dtype=self._dtype, device=self._devices[i]))
-            self._blocks[i][block][row].copy_(part.reshape(-1))
+        block, row = divmod(self._length, ROWS)
+        if row == 0:
+            self._blocks.append(allocate(self._numels, self._devices, self._dtype, self._storage))
+        for part, stored in zip(v, self._blocks[block], strict=True):
+            stored.write(row, slice(0, part.numel()), part.reshape(1, -1))
         self._length += 1
 
     def vector(self, i: int) -> list[torch.Tensor]:
         """A copy of the i-th vector."""
-        block, row = divmod(i, _ROWS)
-        return [b[block][row].clone().reshape(s) for b, s in zip(self._blocks, self._shapes, strict=True)]
-
-    def _filled(self, part: int) -> list[tuple[slice, torch.Tensor]]:
-        """The rows in use of one parameter, with their places in the basis."""
-        out = []
-        for i, block in enumerate(self._blocks[part]):
-            rows = min(_ROWS, self._length - i * _ROWS)
-            out.append((slice(i * _ROWS, i * _ROWS + rows), block[:rows]))
+        out = [torch.empty(s, dtype=self._dtype, device=d) for s, d in zip(self._shapes, self._devices, strict=True)]
+        block, row = divmod(i, ROWS)
+        for part, stored in zip(out, self._blocks[block], strict=True):
+            for columns in _chunks(part.numel(), 1):
+                part.view(-1)[columns] = stored.read(slice(row, row + 1), columns)[0]
         return out
+
+    def _filled(self, part: int) -> list[tuple[slice, StoredBlock]]:
+        """The blocks in use of one parameter, with their rows' places in the basis."""
+        starts = range(0, self._length, ROWS)
+        return [
+            (slice(start, min(start + ROWS, self._length)), blocks[part])
+            for start, blocks in zip(starts, self._blocks, strict=True)
+        ]
 
     def inner(self, v: list[torch.Tensor]) -> np.ndarray:
         """V^T v, (m,) float64; one pass over the basis, one transfer per device."""
@@ -101,9 +121,8 @@ class ParameterBasis:
             flat = part.reshape(-1)
             total = torch.zeros(self._length, dtype=torch.float64, device=part.device)
             for rows, block in self._filled(i):
-                for start in range(0, flat.numel(), _COLUMNS):
-                    columns = slice(start, start + _COLUMNS)
-                    total[rows] += torch.mv(block[:, columns], flat[columns])
+                for columns in _chunks(flat.numel(), 1):
+                    total[rows] += torch.mv(block.read(slice(0, rows.stop - rows.start), columns), flat[columns])
             sums.append(total)
         return to_host(sums).sum(axis=0)
 
@@ -111,16 +130,49 @@ class ParameterBasis:
         """Put `v - V c` into v; c is (m,)."""
         for i, part in enumerate(v):
             flat = part.view(-1)
-            c = torch.from_numpy(np.ascontiguousarray(coefficients)).to(part.device, self._dtype)
+            c = self._on(coefficients, i)
             for rows, block in self._filled(i):
-                flat.addmv_(block.T, c[rows], alpha=-1.0)
+                for columns in _chunks(flat.numel(), 1):
+                    flat[columns].addmv_(block.read(slice(0, rows.stop - rows.start), columns).T, c[rows], alpha=-1.0)
 
     def combine(self, coefficients: np.ndarray) -> list[list[torch.Tensor]]:
         """The columns of V C; C is (m, k). Holds k new vectors."""
         out: list[list[torch.Tensor]] = [[] for _ in range(coefficients.shape[1])]
         for i, shape in enumerate(self._shapes):
-            c = torch.from_numpy(np.ascontiguousarray(coefficients.T)).to(self._devices[i], self._dtype)
-            parts = sum((c[:, rows] @ block for rows, block in self._filled(i)), start=c.new_zeros(1))
+            c = self._on(coefficients.T, i)
+            parts = c.new_zeros((len(out), self._numels[i]))
+            for rows, block in self._filled(i):
+                for columns in _chunks(self._numels[i], 1):
+                    parts[:, columns].addmm_(c[:, rows], block.read(slice(0, rows.stop - rows.start), columns))
             for column, part in zip(out, parts, strict=True):
                 column.append(part.clone().reshape(shape))
         return out
+
+    def recombine(self, coefficients: np.ndarray) -> None:
+        """Put the columns of V C, at most m of them, in the place of V.
+
+        In place, by blocks of columns: what is held beside the basis does not grow with the parameters.
+        """
+        kept = coefficients.shape[1]
+        for i, numel in enumerate(self._numels):
+            c = self._on(coefficients.T, i)
+            filled = self._filled(i)
+            for columns in _chunks(numel, self._length):
+                old = torch.cat([block.read(slice(0, rows.stop - rows.start), columns) for rows, block in filled])
+                new = c @ old
+                for rows, block in filled:
+                    part = new[rows]
+                    if len(part):
+                        block.write(0, columns, part)
+        self._length = kept
+        del self._blocks[-(-kept // ROWS) :]
+
+    def _on(self, coefficients: np.ndarray, part: int) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(coefficients)).to(self._devices[part], self._dtype)
+
+
+def _chunks(numel: int, rows: int) -> Iterator[slice]:
+    """Columns in pieces that `rows` rows of bound the scratch, each starting at a whole group."""
+    width = max(GROUP, _COLUMNS // -(-rows // ROWS) // GROUP * GROUP)
+    for start in range(0, numel, width):
+        yield slice(start, min(start + width, numel))

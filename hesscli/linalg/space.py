@@ -5,6 +5,7 @@ is taken on the host in float64.
 """
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Literal, Protocol, TypeVar
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 
 from hesscli.linalg.basis import Basis, ParameterBasis, to_host
 from hesscli.linalg.random import element_key, gaussian, rademacher
+from hesscli.linalg.storage import BasisStorage
 
 V = TypeVar("V")
 ParameterVector = list[torch.Tensor]
@@ -53,11 +55,17 @@ class Space(Protocol[V]):
     def scale(self, alpha: float, x: V) -> None:
         """Put `alpha x` into x."""
 
+    def scale_parts(self, alphas: np.ndarray, x: V) -> None:
+        """Put `alpha_i x_i` into each part of x; alphas is (parts,), in the order of `inners`."""
+
+    def multiply(self, u: V, v: V) -> V:
+        """The products entry by entry."""
+
     def restrict(self, v: V, parts: Collection[int]) -> V:
         """A copy of v that is zero outside the named parts."""
 
-    def basis(self) -> "Basis[V]":
-        """An empty, append-only set of vectors."""
+    def basis(self, *, exact: bool = False) -> "Basis[V]":
+        """An empty, append-only set of vectors; `exact` keeps them in the vectors' own dtype whatever else is set."""
 
 
 class ParameterSpace:
@@ -73,6 +81,8 @@ class ParameterSpace:
         self.numels = tuple(p.numel() for p in parameters)
         wide = any(p.dtype == torch.float64 for p in parameters)
         self.dtype = torch.float64 if wide else torch.float32
+        self.storage = BasisStorage()
+        """Where and how bases keep their vectors; what is set here holds for bases made after."""
 
     @property
     def dimension(self) -> int:
@@ -131,10 +141,20 @@ class ParameterSpace:
         for part in x:
             part.mul_(alpha)
 
+    def scale_parts(self, alphas: np.ndarray, x: ParameterVector) -> None:
+        """Put `alpha_i x_i` into each parameter's part of x."""
+        for alpha, part in zip(alphas, x, strict=True):
+            part.mul_(float(alpha))
+
+    def multiply(self, u: ParameterVector, v: ParameterVector) -> ParameterVector:
+        """The products entry by entry."""
+        return [a * b for a, b in zip(u, v, strict=True)]
+
     def restrict(self, v: ParameterVector, parts: Collection[int]) -> ParameterVector:
         """A copy of v that is zero outside the parameters with these indices."""
         return [part.clone() if i in parts else torch.zeros_like(part) for i, part in enumerate(v)]
 
-    def basis(self) -> "ParameterBasis":
-        """An empty basis whose parts lie where the parameters lie."""
-        return ParameterBasis(self.numels, self.shapes, self.devices, self.dtype)
+    def basis(self, *, exact: bool = False) -> "ParameterBasis":
+        """An empty basis, kept as `storage` says; `exact` keeps the place and not the rounding."""
+        storage = replace(self.storage, dtype="float32") if exact else self.storage
+        return ParameterBasis(self.numels, self.shapes, self.devices, self.dtype, storage)

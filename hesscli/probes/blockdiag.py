@@ -11,9 +11,19 @@ import numpy as np
 
 from hesscli.events import Advanced, Finished, OnEvent, Started
 from hesscli.linalg.operator import LinearOperator
-from hesscli.linalg.statistics import Estimate, mean_estimate, ratio_estimate
+from hesscli.linalg.statistics import Estimate, positive_estimate, ratio_estimate
 
 V = TypeVar("V")
+
+
+@dataclass(frozen=True, slots=True)
+class Coupling:
+    """||H_ab||_F of all pairs of blocks, (B, B) each; errors and ends are nan for a single probe."""
+
+    norms: np.ndarray
+    errors: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +34,8 @@ class BlockDiagonal:
     """(probes, blocks): ||(Hv)_b - (H v_b)_b|| / ||(Hv)_b||; 0 where curvature stays within the block."""
     cosines: np.ndarray
     """(probes, blocks): between (Hv)_b and (H v_b)_b; about 1/sqrt(B) where there is no block structure."""
+    rows: np.ndarray
+    """(probes, blocks): ||(Hv)_b||^2, a draw of the sum of ||H_ba||_F^2 over a."""
     squared_norms: np.ndarray
     """(probes, B, B): ||(H v_b)_a||^2 at [a, b], an unbiased draw of ||H_ab||_F^2."""
     linearity: np.ndarray
@@ -36,25 +48,29 @@ class BlockDiagonal:
         inside = np.trace(self.squared_norms, axis1=1, axis2=2)
         return ratio_estimate(whole - inside, whole)
 
-    def coupling(self) -> tuple[np.ndarray, np.ndarray]:
-        """||H_ab||_F symmetrised and one standard error of it, (B, B) each.
+    def share(self, block: int) -> Estimate:
+        """||H_bb||_F^2 over that of the block's rows, a ratio of means: about cosine^2 and 1 - relative error^2.
+
+        The means of the ratios over probes, as in the paper, differ from it where single probes vary much.
+        """
+        return ratio_estimate(self.squared_norms[:, block, block], self.rows[:, block])
+
+    def coupling(self) -> Coupling:
+        """||H_ab||_F symmetrised, with intervals on the log scale.
 
         The draws from v_a and from v_b are independent, so the off-diagonal variance halves.
         """
         draws = (self.squared_norms + self.squared_norms.transpose(0, 2, 1)) / 2
-        mean = draws.mean(axis=0)
-        norms = np.sqrt(mean)
-        count = draws.shape[0]
-        error = draws.std(axis=0, ddof=1) / np.sqrt(count) if count > 1 else np.full_like(mean, np.nan)
-        return norms, error / np.maximum(2 * norms, 1e-300)
-
-    def mean_relative_error(self) -> Estimate:
-        """Mean over blocks, interval over probes."""
-        return mean_estimate(self.relative_errors.mean(axis=1))
-
-    def mean_cosine(self) -> Estimate:
-        """Mean over blocks, interval over probes."""
-        return mean_estimate(self.cosines.mean(axis=1))
+        count = draws.shape[1]
+        figures = np.empty((4, count, count))
+        for a in range(count):
+            for b in range(a + 1):
+                found = positive_estimate(0.0, draws[:, a, b], inflation=1.0)
+                norm = float(np.sqrt(found.value))
+                low, high = found.ci if found.ci is not None else (np.nan, np.nan)
+                error = np.nan if found.stderr is None else found.stderr / max(2 * norm, 1e-300)
+                figures[:, a, b] = figures[:, b, a] = norm, error, np.sqrt(max(0.0, low)), np.sqrt(high)
+        return Coupling(*figures)
 
 
 def blockdiag(
@@ -67,6 +83,7 @@ def blockdiag(
     space, count = operator.space, len(blocks)
     relative, cosine = np.empty((probes, count)), np.empty((probes, count))
     squares, linearity = np.empty((probes, count, count)), np.empty(probes)
+    rows = np.empty((probes, count))
     members = [sorted(block) for block in blocks]
     on_event(Started("blockdiag", probes * (count + 1)))
     for i in range(probes):
@@ -76,13 +93,14 @@ def blockdiag(
         if not np.isfinite(whole_squares.sum()):
             msg = "a product is not finite"
             raise FloatingPointError(msg)
+        rows[i] = [whole_squares[m].sum() for m in members]
         rest = space.copy(whole)
         for b, block in enumerate(blocks):
             masked = operator.matvec(space.restrict(v, block))
             own, cross = space.inners(masked, masked), space.inners(whole, masked)
             squares[i, :, b] = [own[m].sum() for m in members]
             space.axpy(-1.0, masked, rest)
-            inside, total, both = own[members[b]].sum(), whole_squares[members[b]].sum(), cross[members[b]].sum()
+            inside, total, both = own[members[b]].sum(), rows[i, b], cross[members[b]].sum()
             # ||x - y||^2 from its three inner products would lose what a relative error near 0 consists of.
             space.axpy(-1.0, whole, masked)
             difference = space.inners(masked, masked)[members[b]].sum()
@@ -95,4 +113,4 @@ def blockdiag(
         norm = np.sqrt(whole_squares.sum())
         linearity[i] = space.norm(rest) / norm if norm > 0 else 0.0
     on_event(Finished("blockdiag"))
-    return BlockDiagonal(relative, cosine, squares, linearity)
+    return BlockDiagonal(relative, cosine, rows, squares, linearity)

@@ -14,25 +14,20 @@ import numpy as np
 from hesscli.events import Advanced, Finished, OnEvent, Started
 from hesscli.linalg.basis import project_out
 from hesscli.linalg.deflation import START_INDEX, DeflatedOperator, Outliers, converged_outliers, goes_on
+from hesscli.linalg.functional import EffectiveDimension, effective_dimension, tail_exponent
+from hesscli.linalg.hutchinson import UNIFORM
 from hesscli.linalg.lanczos import LanczosState, Ritz
 from hesscli.linalg.operator import LinearOperator
 from hesscli.linalg.space import Space
-from hesscli.linalg.statistics import Estimate, mean_estimate
-from hesscli.linalg.tridiagonal import stieltjes_bounds
+from hesscli.linalg.statistics import Estimate, mean_estimate, positive_estimate, trace_estimate
+from hesscli.linalg.window import WindowedLanczos
+from hesscli.probes.distribution import DistributionBand, Unresolved, band_points, distribution_band, unresolved
 
 V = TypeVar("V")
 
 # Residual over value of a pair that is deflated: what its deflation does to the rest is the square of this.
 _DEFLATION_TOLERANCE = 1e-4
-
-
-@dataclass(frozen=True, slots=True)
-class DistributionBand:
-    """Where the cumulative distribution of eigenvalues lies, at points x; sampling error included."""
-
-    x: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
+_DAMPING = 1e-3  # of the largest eigenvalue: what the effective dimension counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +37,7 @@ class Density:
     quadratures: tuple[Ritz, ...]
     """Per probe, the deflated outliers among the nodes; weights sum to 1."""
     band: DistributionBand
+    unresolved: Unresolved
     trace: Estimate
     squared_frobenius: Estimate
     negative_mass: Estimate
@@ -51,6 +47,12 @@ class Density:
     """How far beyond the outermost nodes an eigenvalue may lie, with 95 % chance; None where steps are too few."""
     smear: float
     """What noise does to an eigenvalue: nothing smaller than this can be told from noise."""
+    effective_dimension: EffectiveDimension | None
+    """None for a matrix that may be indefinite, and where noise is as large as the damping."""
+    tail_exponent: Estimate | None
+    """a in lambda_i ~ i^-a over the largest eigenvalues; None where too few stand apart."""
+    nearest_to_zero: float
+    """An eigenvalue is certainly no larger than this in size."""
     dimension: int
     num_deflated: int
     num_steps: int
@@ -62,7 +64,8 @@ def density(
     probes: int,
     steps: int,
     deflate: bool,
-    reorthogonalise: bool,
+    window: int | None,
+    semi_definite: bool,
     noise: float,
     seed: int,
     on_event: OnEvent,
@@ -70,8 +73,9 @@ def density(
     """Nodes and weights of `probes` Lanczos runs of `steps` products each, in lockstep.
 
     With `deflate`, one run of as many products comes first, holds its basis of `steps` vectors, and leaves one
-    vector for each pair that converged. The probes hold 3 vectors each, and `steps` more where theirs is kept
-    (`reorthogonalise`). `noise` is the product's relative error; the band is widened by twice what it does to
+    vector for each pair that converged. The probes hold 3 vectors each, and `window` more: the latest that a new one
+    is made orthogonal to, all of them for None and for 0 none. A matrix that is `semi_definite` has an effective
+    dimension, bracketed at a damping of 1e-3 of its largest eigenvalue. `noise` is the product's relative error; the band is widened by twice what it does to
     an eigenvalue.
 
     Raises FloatingPointError where a product is not finite.
@@ -85,7 +89,10 @@ def density(
     for i in range(probes if len(outliers.basis) < space.dimension else 0):
         start = space.random("rademacher", seed=seed, index=i)
         project_out(outliers.basis, start)
-        states.append(LanczosState.start(space, start, reorthogonalise=reorthogonalise))
+        state = (WindowedLanczos if window else LanczosState).start(space, start, reorthogonalise=window is None)
+        if isinstance(state, WindowedLanczos):
+            state.window = window or 0
+        states.append(state)
     done = steps if deflate else 0
     for _ in range(min(steps, space.dimension - len(outliers.basis))):
         live = [s for s in states if not s.exhausted]
@@ -96,7 +103,7 @@ def density(
         done += len(live)
         on_event(Advanced("density", done))
     on_event(Finished("density"))
-    return _gathered(states, outliers, space, noise)
+    return _gathered(states, outliers, space, noise, semi_definite)
 
 
 def _outliers(operator: LinearOperator[V], steps: int, seed: int, on_event: OnEvent) -> Outliers[V]:
@@ -111,7 +118,9 @@ def _outliers(operator: LinearOperator[V], steps: int, seed: int, on_event: OnEv
     return converged_outliers(state, tolerance=_DEFLATION_TOLERANCE)
 
 
-def _gathered(states: list[LanczosState[V]], outliers: Outliers[V], space: Space[V], noise: float) -> Density:
+def _gathered(
+    states: list[LanczosState[V]], outliers: Outliers[V], space: Space[V], noise: float, semi_definite: bool
+) -> Density:
     n, k = space.dimension, len(outliers.values)
     nothing = Ritz(np.zeros(0), np.zeros(0), np.zeros(0), np.zeros((0, 0)))
     quadratures = tuple(_with_outliers(s.ritz(), outliers, n) for s in states) or (
@@ -121,20 +130,29 @@ def _gathered(states: list[LanczosState[V]], outliers: Outliers[V], space: Space
     largest = max(float(np.abs(q.values).max()) for q in quadratures)
     # Noise of length eta spreads every eigenvalue over a semicircle of radius 2 eta.
     smear = 2 * max(max(noise, space.epsilon) * largest, outliers.noise)
-    # A projected Rademacher vector has E |g|^2 = n - k: unnormalised, it gives traces over the rest of the space.
-    rests = [(s.start_norm**2, s.ritz()) for s in states]
+    rests = [s.ritz() for s in states]
     exact_trace = float(outliers.values.sum())
     exact_squares = float((outliers.values**2).sum() + 2 * (outliers.residual_norms**2).sum())
+    # The mean squared length of a projected vector of signs. In few dimensions its direction is not uniform, and
+    # the length belongs to the draw.
+    sizes = [n - k if n - k >= UNIFORM else s.start_norm**2 for s in states]
+    forms = np.array([size * (q.weights @ q.values) for size, q in zip(sizes, rests, strict=True)])
+    squares = np.array([size * (q.weights @ q.values**2) for size, q in zip(sizes, rests, strict=True)])
     zero = distribution_band(states, outliers, np.array([0.0]), dimension=n, smear=smear)
+    band = distribution_band(states, outliers, band_points(quadratures), dimension=n, smear=smear)
     return Density(
         quadratures=quadratures,
-        band=distribution_band(states, outliers, band_points(quadratures), dimension=n, smear=smear),
-        trace=_mean(exact_trace, [size * (q.weights @ q.values) for size, q in rests]),
-        squared_frobenius=_mean(exact_squares, [size * (q.weights @ q.values**2) for size, q in rests]),
+        band=band,
+        unresolved=unresolved(band, smear=smear),
+        trace=_trace(exact_trace, forms, squares, dimension=n - k),
+        squared_frobenius=_squares(exact_squares, squares),
         negative_mass=mean_estimate(np.array([q.weights[q.values < 0].sum() for q in quadratures])),
         negative_mass_bounds=(float(zero.low[0]), float(zero.high[0])),
         reach=_reach(states, outliers),
         smear=smear,
+        effective_dimension=_effective_dimension(states, outliers, n - k, smear, largest) if semi_definite else None,
+        tail_exponent=tail_exponent(_largest_beyond(outliers, rests)),
+        nearest_to_zero=min(float((np.abs(q.values) + q.residual_norms).min()) for q in quadratures),
         dimension=n,
         num_deflated=k,
         num_steps=max((s.num_matvecs for s in states), default=0),
@@ -147,9 +165,33 @@ def _reach(states: list[LanczosState[V]], outliers: Outliers[V]) -> float | None
     return min((r for r in known if r is not None), default=None)
 
 
-def _mean(known: float, draws: list[float]) -> Estimate:
+def _trace(known: float, forms: np.ndarray, squares: np.ndarray, *, dimension: int) -> Estimate:
     """What is known exactly plus the mean of draws; without draws it is all known."""
-    return mean_estimate(known + np.array(draws)) if draws else Estimate(known, 0.0, (known, known), 0)
+    if not forms.size:
+        return Estimate(known, 0.0, (known, known), 0)
+    return trace_estimate(known, forms, squares, dimension=dimension, share=1.0, inflation=1.0)
+
+
+def _squares(known: float, squares: np.ndarray) -> Estimate:
+    if not squares.size:
+        return Estimate(known, 0.0, (known, known), 0)
+    return positive_estimate(known, squares, inflation=1.0)
+
+
+def _effective_dimension(
+    states: list[LanczosState[V]], outliers: Outliers[V], dimension: int, smear: float, largest: float
+) -> EffectiveDimension | None:
+    damping = _DAMPING * largest
+    if damping <= 4 * smear:  # what noise makes of a zero would count as a dimension
+        return None
+    matrices = [(np.array(s.alphas), np.array(s.betas)) for s in states]
+    return effective_dimension(matrices, outliers.values, damping=damping, below=smear, dimension=dimension)
+
+
+def _largest_beyond(outliers: Outliers[V], rests: list[Ritz]) -> np.ndarray:
+    """Deflated eigenvalues above whatever the probes see on the rest: where one was missed, they would see it."""
+    edge = max((float((q.values + q.residual_norms).max()) for q in rests), default=0.0)
+    return outliers.values[outliers.values > max(edge, 0.0)]
 
 
 def _with_outliers(rest: Ritz, outliers: Outliers[V], dimension: int) -> Ritz:
@@ -160,46 +202,3 @@ def _with_outliers(rest: Ritz, outliers: Outliers[V], dimension: int) -> Ritz:
     residuals = np.concatenate([rest.residual_norms, outliers.residual_norms])
     order = np.argsort(values, kind="stable")
     return Ritz(values[order], residuals[order], weights[order], rest.vectors)
-
-
-def band_points(quadratures: tuple[Ritz, ...]) -> np.ndarray:
-    """Points for the band, (at most 161,): dense near zero, evenly spaced in asinh, from end to end."""
-    nodes = np.concatenate([q.values for q in quadratures])
-    if not nodes.any():  # the matrix is zero, and has no scale
-        return np.array([-1.0, 0.0, 1.0])
-    weights = np.concatenate([q.weights for q in quadratures]) / len(quadratures)
-    order = np.argsort(np.abs(nodes))
-    inner = np.abs(nodes[order])[np.searchsorted(np.cumsum(weights[order]), 0.5)]
-    scale = max(float(inner), 1e-6 * float(np.abs(nodes).max()), 1e-300)
-    ends = np.arcsinh(1.02 * np.array([nodes.min(), nodes.max()]) / scale)
-    return np.unique(np.append(scale * np.sinh(np.linspace(ends[0], ends[1], 160)), 0.0))
-
-
-def distribution_band(
-    states: list[LanczosState[V]], outliers: Outliers[V], x: np.ndarray, *, dimension: int, smear: float
-) -> DistributionBand:
-    """Bounds on the distribution function at x, averaged over probes and widened by two standard errors.
-
-    Chen, Trogdon and Ubaru 2021: a probe on the sphere has variance 2F(1 - F) / (n + 2) about the truth, here
-    on the part of the space that was not deflated.
-    """
-    n, k = dimension, len(outliers.values)
-    below = (outliers.values[None, :] + smear < x[:, None]).sum(axis=1)
-    perhaps = (outliers.values[None, :] - smear <= x[:, None]).sum(axis=1)
-    if not states:
-        return DistributionBand(x, below / n, perhaps / n)
-    lows = [[_bounds(s, point - smear)[0] for point in x] for s in states]
-    highs = [[_bounds(s, point + smear)[1] for point in x] for s in states]
-    low, high = np.mean(lows, axis=0), np.mean(highs, axis=0)
-    middle = np.clip((low + high) / 2, 0, 1)
-    variance = np.maximum(2 * middle * (1 - middle), 2 / (n - k)) / ((n - k + 2) * len(states))
-    sampling = 2 * np.sqrt(variance)
-    # A distribution function rises: a bound at one point is a bound at every later (or earlier) one.
-    low = np.maximum.accumulate(np.clip(low - sampling, 0, 1))
-    high = np.minimum.accumulate(np.clip(high + sampling, 0, 1)[::-1])[::-1]
-    share = (n - k) / n
-    return DistributionBand(x, low * share + below / n, high * share + perhaps / n)
-
-
-def _bounds(state: LanczosState[V], x: float) -> tuple[float, float]:
-    return stieltjes_bounds(np.array(state.alphas), np.array(state.betas), x)

@@ -1,31 +1,36 @@
-"""Extreme eigenpairs by Lanczos with full reorthogonalisation, certified by products of their own."""
+"""Extreme eigenpairs by restarted Lanczos, certified by products of their own, and searched for what was missed."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
 from hesscli.events import Advanced, Finished, OnEvent, Started
-from hesscli.linalg.lanczos import LanczosState, Ritz
+from hesscli.linalg.basis import Basis
+from hesscli.linalg.completeness import Completeness, find_missed
+from hesscli.linalg.extremes import GUARDS, Target, Which, run_to_ends
+from hesscli.linalg.lanczos import LanczosState
 from hesscli.linalg.operator import LinearOperator
-from hesscli.linalg.rayleigh_ritz import certify
+from hesscli.linalg.rayleigh_ritz import TOGETHER, Certified, certify, eigenvalue_bars
+from hesscli.linalg.refinement import refined
+from hesscli.linalg.restart import thick_restart
 from hesscli.linalg.status import Status
 
 V = TypeVar("V")
-Which = Literal["both", "largest", "smallest"]
-
-# Lanczos may look converged at a wrong pair for a step or two before a hidden one shows: ask for more than one.
-_QUIET_STEPS = 3
-_REACH = 0.05  # of the spectral radius: 23 steps at half a million parameters, whatever the spectrum
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A certified Ritz pair: an eigenvalue lies within `residual_norm` of `value`."""
+    """A certified Ritz pair: an eigenvalue lies within `bar` of `value`, and within `residual_norm` whatever else."""
 
     value: float
     residual_norm: float
     converged: bool
+    bar: float
+    """residual_norm^2 / gap where the gap is established, else the residual. An error that the product makes the same
+    each time, and symmetric, is in neither."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +45,14 @@ class TopK:
     reach: float | None
     """How far beyond the outermost pairs an eigenvalue may lie, with 95 % chance; None where steps are too few."""
     noise: float
-    """The length of the product's error on a unit vector, as the run shows it; 0 if it is nothing but rounding."""
+    """The length of the product's error on a unit vector, as the run shows it; 0 if it is nothing but rounding, and
+    where another product built the basis."""
     orthogonality_loss: float
     asymmetry: float
+    completeness: Completeness | None
+    """None where the run did not converge: what is missing then is not asked."""
+    quadratic_forms: np.ndarray | None
+    """What the callable of that name gave, (batches, pairs)."""
 
 
 def topk(
@@ -54,90 +64,128 @@ def topk(
     tolerance: float,
     seed: int,
     on_event: OnEvent,
+    krylov_dim: int | None = None,
+    basis_operator: LinearOperator[V] | None = None,
+    quadratic_forms: Callable[[Sequence[V]], np.ndarray] | None = None,
 ) -> TopK:
-    """The k largest and k smallest eigenpairs (or one end), each with its residual.
+    """The k largest and k smallest eigenpairs (or one end), each with its residual and a bar.
 
-    At most `max_steps` Lanczos products, then one per pair to certify. Stops when every wanted residual is
-    below `tolerance` times the value (and above what the largest eigenvalue's rounding allows) three steps
-    in a row, and an eigenvalue that hides beyond the outermost by more than 5 % is unlikely. Holds the basis
-    of as many vectors as steps, and 3 per pair at the end. One Krylov space shows one copy of a multiple
-    eigenvalue until it is exhausted.
+    Products: at most `max_steps` for the Krylov space, with `basis_operator` where one is given (a cheaper one: its
+    errors are in the basis, and what is certified does not have them); one for each pair and two guards at each end
+    to certify; 8 or 16 to see whether one was missed, and more where one was. Where a cheaper product's errors, or
+    fewer digits of the basis, leave residuals above the tolerance, one product more a vector takes them out of the
+    bulk, and one certifies again.
+
+    Stops when every wanted residual is below `tolerance` times the value (and above what the largest eigenvalue's
+    rounding allows) three steps in a row, and an eigenvalue that hides beyond the outermost by more than 5 % is
+    unlikely. Holds as many vectors as steps, or `krylov_dim` with restarts, and three; at the end those of the pairs
+    and guards and ten.
+
+    `quadratic_forms` maps a few vectors u to u.H_b u for each batch b, (batches, vectors); it is called on the pairs.
 
     Raises FloatingPointError where a product is not finite.
     """
     space = operator.space
-    max_steps = min(max_steps, space.dimension)
+    target = Target(k, which, tolerance, space.epsilon)
+    if krylov_dim is None or krylov_dim >= space.dimension:
+        krylov_dim, max_steps = space.dimension, min(max_steps, space.dimension)
     state = LanczosState.start(space, space.random("gaussian", seed=seed, index=0), reorthogonalise=True)
     on_event(Started("topk", max_steps))
-    quiet, status = 0, Status.BUDGET_SPENT
-    while state.num_matvecs < max_steps:
-        state.expand(operator)
-        ritz = state.ritz()
-        wanted, _ = _wanted(ritz, k, which)
-        good = _converged(ritz.values[wanted], ritz.residual_norms[wanted], tolerance, ritz, space.epsilon)
-        on_event(Advanced("topk", state.num_matvecs, f"{int(good.sum())} of {len(wanted)} pairs"))
-        enough = good.all() and state.num_matvecs >= min(2 * k, space.dimension)
-        quiet = quiet + 1 if enough and _far_enough(state) else 0
-        if state.exhausted and not state.restart_with(space.random("gaussian", seed=seed, index=state.num_matvecs)):
-            status = Status.SPACE_EXHAUSTED
-            break
-        if quiet == _QUIET_STEPS:
-            status = Status.CONVERGED
-            break
+    status = run_to_ends(
+        basis_operator or operator,
+        state,
+        target,
+        max_steps=max_steps,
+        capacity=krylov_dim,
+        seed=seed,
+        on_step=partial(_advance, on_event, "topk"),
+    )
     on_event(Finished("topk"))
-    return _certified(operator, state, k=k, which=which, tolerance=tolerance, status=status, on_event=on_event)
+    reach, loss = state.reach(target.signs), state.orthogonality_loss()
+    basis, others = _extracted(state, target)
+    on_event(Started("certify", len(basis)))
+    basis, certified = _certified(operator, basis, target, cheap=basis_operator is not None)
+    on_event(Finished("certify"))
+    completeness = None
+    if others is not None:
+        completeness = Completeness(0, 0, 0, (others.min(initial=np.inf), others.max(initial=-np.inf)), True)
+    elif status is Status.CONVERGED:
+        on_event(Started("completeness", None))
+        completeness = find_missed(
+            operator,
+            basis,
+            certified.values,
+            certified.residual_norms,
+            target,
+            noise=state.noise(),
+            max_steps=max_steps - state.num_matvecs,
+            capacity=krylov_dim,
+            seed=seed,
+            on_step=partial(_advance, on_event, "completeness"),
+        )
+        if completeness.num_found:
+            certified = certify(operator, basis)
+        on_event(Finished("completeness"))
+    bars = eigenvalue_bars(certified, rest=completeness.rest if completeness else (None, None))
+    good = target.converged(
+        certified.values, certified.residual_norms, radius=max(state.scale, np.abs(certified.values).max())
+    )
+    places = target.places(len(bars))[::-1]
+    pairs = [
+        Pair(float(certified.values[i]), float(certified.residual_norms[i]), bool(good[i]), float(bars[i]))
+        for i in places
+    ]
+    if status is Status.CONVERGED and not all(p.converged for p in pairs):
+        status = Status.BUDGET_SPENT
+    return TopK(
+        tuple(pairs),
+        target.ends(len(bars))[1],
+        status,
+        state.num_matvecs,
+        0.0 if completeness and completeness.complete else reach,
+        0.0 if basis_operator else state.noise(),
+        loss,
+        certified.asymmetry,
+        completeness,
+        _forms(basis, places, quadratic_forms),
+    )
 
 
-def _far_enough(state: LanczosState[V]) -> bool:
-    """Whether what may hide beyond the outermost Ritz values is small: steps are cheap against a missed eigenvalue."""
-    reach = state.reach()
-    return reach is not None and reach <= _REACH * max(abs(v) for v in state.ritz().values[[0, -1]])
-
-
-def _wanted(ritz: Ritz, k: int, which: Which) -> tuple[np.ndarray, int]:
-    """Places of the wanted Ritz values, rising, and how many are of the low end; the two ends do not overlap."""
-    m = len(ritz.values)
-    low = min(k, m) if which == "smallest" else min(k, m // 2) if which == "both" else 0
-    high = min(k, m - low) if which != "smallest" else 0
-    return np.concatenate([np.arange(low), np.arange(m - high, m)]).astype(int), low
-
-
-def _converged(values: np.ndarray, residuals: np.ndarray, tolerance: float, ritz: Ritz, epsilon: float) -> np.ndarray:
-    # An eigenvalue near zero cannot have a residual below the rounding errors that the largest one leaves.
-    floor = 10 * epsilon * float(np.abs(ritz.values).max())
-    return residuals <= np.maximum(tolerance * np.abs(values), floor)
+def _extracted(state: LanczosState[V], target: Target) -> tuple[Basis[V], np.ndarray | None]:
+    """The state's basis, cut to the wanted Ritz vectors and guards; the other Ritz values if they are all there is."""
+    assert state.basis is not None  # topk always keeps it
+    values = state.ritz().values
+    low, high = target.ends(len(values), extra=GUARDS)
+    others = values[low : len(values) - high] if len(values) == state.space.dimension else None
+    if low + high < len(values):
+        thick_restart(state, low=low, high=high)
+    return state.basis, others
 
 
 def _certified(
-    operator: LinearOperator[V],
-    state: LanczosState[V],
-    *,
-    k: int,
-    which: Which,
-    tolerance: float,
-    status: Status,
-    on_event: OnEvent,
-) -> TopK:
-    assert state.basis is not None  # topk always keeps it
-    ritz = state.ritz()
-    wanted, num_low = _wanted(ritz, k, which)
-    on_event(Started("certify", len(wanted)))
-    certified = certify(operator, state.basis.combine(ritz.vectors[:, wanted]))
-    on_event(Finished("certify"))
-    good = _converged(certified.values, certified.residual_norms, tolerance, ritz, operator.space.epsilon)
-    pairs = [
-        Pair(float(value), float(residual), bool(ok))
-        for value, residual, ok in zip(certified.values, certified.residual_norms, good, strict=True)
-    ]
-    if status is Status.CONVERGED and not good.all():
-        status = Status.BUDGET_SPENT
-    return TopK(
-        tuple(reversed(pairs)),
-        len(pairs) - num_low,
-        status,
-        state.num_matvecs,
-        state.reach(),
-        state.noise(),
-        state.orthogonality_loss(),
-        certified.asymmetry,
-    )
+    operator: LinearOperator[V], basis: Basis[V], target: Target, *, cheap: bool
+) -> tuple[Basis[V], Certified]:
+    """The Ritz vectors and what they are certified to, refined first where their basis's errors would be in the way."""
+    if 3 * basis.rounding > target.tolerance:  # a Ritz vector's residual is about the rounding times its value
+        basis = refined(operator, basis)
+        return basis, certify(operator, basis)
+    certified = certify(operator, basis)
+    places = target.places(len(basis))
+    radius = float(np.abs(certified.values).max())
+    if cheap and not target.converged(certified.values, certified.residual_norms, radius=radius)[places].all():
+        basis = refined(operator, basis)
+        certified = certify(operator, basis)
+    return basis, certified
+
+
+def _forms(
+    basis: Basis[V], places: np.ndarray, quadratic_forms: Callable[[Sequence[V]], np.ndarray] | None
+) -> np.ndarray | None:
+    if quadratic_forms is None:
+        return None
+    together = [places[start : start + TOGETHER] for start in range(0, len(places), TOGETHER)]
+    return np.concatenate([quadratic_forms([basis.vector(i) for i in some]) for some in together], axis=1)
+
+
+def _advance(on_event: OnEvent, stage: str, done: int, detail: str) -> None:
+    on_event(Advanced(stage, done, detail))

@@ -14,7 +14,7 @@ from hesscli.recipe.schema import COMMON, PRESETS, PROBES, READ_BY, Recipe, unre
 Values = dict[str, Any]  # dotted path -> value
 
 
-class _StrictLoader(yaml.SafeLoader):
+class StrictLoader(yaml.SafeLoader):
     """YAML without code, and without keys that stand twice: the last would win in silence."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -38,7 +38,7 @@ def load_recipe(path: Path) -> Values:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError("recipe", f"{str(path)!r} cannot be read", "give the path of a YAML file") from error
     try:
-        tree = yaml.load(text, Loader=_StrictLoader)
+        tree = yaml.load(text, Loader=StrictLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""

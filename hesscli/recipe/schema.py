@@ -3,15 +3,17 @@
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
-Probe = Literal["density", "topk", "trace", "blockdiag"]
-PROBES: tuple[str, ...] = ("density", "topk", "trace", "blockdiag")
+Probe = Literal["density", "topk", "trace", "blockdiag", "solve"]
+PROBES: tuple[str, ...] = ("density", "topk", "trace", "blockdiag", "solve")
 PresetName = Literal["quick", "standard", "publication"]
 
 Positive = Annotated[int, Field(ge=1)]
+Damping = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
-# Budgets by preset and probe. Steps of topk are a ceiling: it stops when its pairs have converged.
+# Budgets by preset and probe. Steps of topk and solve are a ceiling: they stop when they have converged.
 # Density: steps for a run that finds the outliers, then as many for each probe; at 1e5 parameters and more one
 # probe places the bulk (Chen, Trogdon and Ubaru 2021), several are for the spread of the figures. Trace: half of
 # the products find what dominates, the other half samples the rest.
@@ -21,18 +23,21 @@ PRESETS: dict[str, dict[str, dict[str, int]]] = {
         "topk": {"steps": 40},
         "trace": {"probes": 8, "steps": 8},
         "blockdiag": {"probes": 3},
+        "solve": {"steps": 50},
     },
     "standard": {
         "density": {"probes": 4, "steps": 40},
         "topk": {"steps": 100},
         "trace": {"probes": 16, "steps": 16},
         "blockdiag": {"probes": 5},
+        "solve": {"steps": 200},
     },
     "publication": {
         "density": {"probes": 10, "steps": 100},
         "topk": {"steps": 200},
         "trace": {"probes": 64, "steps": 64},
         "blockdiag": {"probes": 16},
+        "solve": {"steps": 500},
     },
 }
 
@@ -48,7 +53,9 @@ class ModelSection(Section):
 
     id: str = Field("demo", description="hub id, local folder, or demo")
     revision: str | None = Field(None, description="branch, tag or commit")
-    task: Literal["auto", "causal-lm"] = Field("auto", description="what the checkpoint does")
+    task: Literal[
+        "auto", "causal-lm", "masked-lm", "seq2seq-lm", "sequence-classification", "image-classification"
+    ] = Field("auto", description="what the checkpoint's head does")
     dtype: Literal["float32", "bfloat16", "float64", "auto"] = Field("float32", description="dtype of the weights")
     placement: Literal["auto", "single", "layerwise"] = Field("auto", description="where the weights lie")
     device_map: str | dict[str, str | int] | None = Field(
@@ -67,14 +74,20 @@ class DataSection(Section):
     id: str = Field("demo", description="hub id, file, folder, or demo (the embedded text)")
     config_name: str | None = Field(None, description="configuration of a hub data set")
     split: str = Field("train", description="split of the data set")
-    column: str | None = Field(None, description="column to read: input_ids if there is one, else text")
+    column: str | None = Field(
+        None, description="column to read: input_ids or pixel_values if there is one, else text or image"
+    )
+    target_column: str | None = Field(
+        None, description="class of a row [label or labels], or the text to be decoded [target]"
+    )
+    mask_prompt: str | None = Field(None, description="prompt before the text of a row: it is read and has no loss")
     revision: str | None = Field(None, description="revision of a hub data set")
     limit: Positive = Field(64, description="sequences, at most")
     max_length: Annotated[int, Field(ge=2)] | None = Field(
         None, description="tokens per sequence: 512, or the model's positions if those are fewer"
     )
     batch_size: Positive | Literal["auto"] = Field("auto", description="sequences per batch")
-    pack: bool = Field(True, description="fill sequences across documents")
+    pack: bool | None = Field(None, description="fill sequences across documents; rows with a prompt stand alone [on]")
 
 
 class OperatorSection(Section):
@@ -83,12 +96,33 @@ class OperatorSection(Section):
     kind: Literal["hessian", "ggn", "fisher", "empirical-fisher"] = Field(
         "hessian", description="which curvature matrix; fisher samples labels, empirical-fisher takes the data's"
     )
-    product: Literal["auto", "double-backward", "layered"] = Field(
+    product: Literal["auto", "double-backward", "layered", "finite-difference"] = Field(
         "auto", description="how it is multiplied with a vector"
     )
-    params: list[str] = Field(["*"], description="parameters to take, a glob of names; repeat for more", min_length=1)
+    params: list[str] = Field(
+        ["*"],
+        description="parameters to take, a glob of names; repeat for more; of an adapter, * alone is its own and ** all",
+        min_length=1,
+    )
     exclude: list[str] = Field([], description="parameters to leave out, likewise")
     by: Literal["layer", "module", "parameter"] = Field("layer", description="what a block is")
+    blocks: str | None = Field(
+        None, description="a YAML file of blocks, `name: glob, glob`, in place of --by; every parameter in one of them"
+    )
+
+
+def _right_hand_side(text: str) -> str:
+    row = text.removeprefix("row:")
+    if text in ("gradient", "random") or (row != text and row.isascii() and row.isdigit()):
+        return text
+    raise PydanticCustomError("right_hand_side", "gradient, random, or row:N with a row of the slice from 0")
+
+
+def _known_reorthogonalisation(text: str) -> str:
+    size = text.removeprefix("window:")
+    if text in ("auto", "full", "none") or (size != text and size.isascii() and size.isdigit() and int(size) > 0):
+        return text
+    raise PydanticCustomError("reorthogonalisation", "auto, full, none, or window:N with N vectors from 1")
 
 
 class EstimatorSection(Section):
@@ -96,14 +130,69 @@ class EstimatorSection(Section):
 
     preset: PresetName = Field("standard", description="budget of products")
     probes: Positive | None = Field(None, description="random probe vectors")
-    steps: Positive | None = Field(None, description="Lanczos steps")
+    steps: Positive | None = Field(None, description="Lanczos steps, or iterations of a solver")
     k: Positive = Field(5, description="eigenpairs at each end")
     which: Literal["both", "largest", "smallest"] = Field("both", description="which end of the spectrum")
     tolerance: Annotated[float, Field(gt=0, lt=1)] = Field(
-        1e-3, description="residual over value that counts as converged"
+        1e-3, description="residual over value, or over the right-hand side, that counts as converged"
     )
-    reorthogonalise: Literal["auto", "full", "none"] = Field("auto", description="keep the basis and its orthogonality")
+    damping: Annotated[list[Damping], Field(min_length=1)] = Field(
+        [0.1], description="what is added to every eigenvalue before the solve; repeat for more"
+    )
+    solver: Literal["auto", "cg", "minres"] = Field(
+        "auto", description="cg, or minres for the Hessian, which may be indefinite"
+    )
+    preconditioner: Literal["none", "low-rank", "diagonal"] = Field(
+        "none", description="of cg: none, low-rank (a short Lanczos run), diagonal (a mean for each tensor)"
+    )
+    rhs: Annotated[str, AfterValidator(_right_hand_side)] = Field(
+        "gradient", description="right-hand side: gradient of the slice, row:N for that of one row, or random"
+    )
+    reorthogonalise: Annotated[str, AfterValidator(_known_reorthogonalisation)] = Field(
+        "auto", description="against which earlier vectors: auto, full, window:N (the last N, which are held), none"
+    )
+    method: Literal["auto", "krylov", "hutchinson", "hutch++", "xtrace"] = Field(
+        "auto", description="estimator that spends the budget of steps + probes products; auto is krylov"
+    )
+    diagonal: bool = Field(False, description="estimate every diagonal entry too, into a file; not with xtrace")
+    krylov_dim: Positive | None = Field(
+        None, description="basis vectors held, with restarts; left out: as many as steps, or as fit in memory"
+    )
+    basis: Literal["device", "host", "disk"] = Field(
+        "device", description="where basis vectors are held: device, host, or disk (TMPDIR)"
+    )
+    basis_dtype: Literal["float32", "bfloat16", "int8"] = Field(
+        "float32", description="how wide; float32 stands for the dtype of the vectors themselves"
+    )
+    basis_product: Literal["auto", "double-backward", "layered", "finite-difference"] = Field(
+        "auto", description="product that builds the basis; auto is the one that certifies"
+    )
+    held_out: Positive | None = Field(
+        None, description="sequences after the slice's own, for a Rayleigh quotient on other data"
+    )
+    top: Annotated[int, Field(ge=0)] = Field(
+        1, description="top eigenvectors whose curvature is split over the blocks, 0 for none"
+    )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the probe vectors")
+
+    @field_validator("krylov_dim")
+    @classmethod
+    def _room_for_restarts(cls, krylov_dim: int | None, info: ValidationInfo) -> int | None:
+        k, which = info.data.get("k"), info.data.get("which")
+        if krylov_dim is not None and k is not None and which is not None:
+            least = (k + 6) * (2 if which == "both" else 1)
+            if krylov_dim < least:
+                msg = f"at least {least} for {k} pairs: 6 more than them at each end"
+                raise PydanticCustomError("krylov_dim", msg)
+        return krylov_dim
+
+    @field_validator("diagonal")
+    @classmethod
+    def _diagonal_has_a_method(cls, diagonal: bool, info: ValidationInfo) -> bool:
+        if diagonal and info.data.get("method") == "xtrace":
+            msg = "off with estimator.method xtrace, which gives no diagonal"
+            raise PydanticCustomError("no_diagonal", msg)
+        return diagonal
 
 
 class OutputSection(Section):
@@ -121,12 +210,14 @@ class OutputSection(Section):
         return data
 
 
+_STORAGE = frozenset({"basis", "basis_dtype"})
 # Which keys of the estimator a probe reads; the others are refused for it rather than ignored.
 READ_BY: dict[str, frozenset[str]] = {
-    "density": frozenset({"probes", "steps", "reorthogonalise"}),
-    "topk": frozenset({"steps", "k", "which", "tolerance"}),
-    "trace": frozenset({"probes", "steps"}),
-    "blockdiag": frozenset({"probes"}),
+    "density": frozenset({"probes", "steps", "reorthogonalise"}) | _STORAGE,
+    "topk": frozenset({"steps", "k", "which", "tolerance", "krylov_dim", "basis_product", "held_out"}) | _STORAGE,
+    "trace": frozenset({"probes", "steps", "method", "diagonal"}) | _STORAGE,
+    "blockdiag": frozenset({"probes", "top"}),
+    "solve": frozenset({"steps", "tolerance", "damping", "solver", "preconditioner", "rhs"}),
 }
 COMMON = frozenset({"preset", "seed"})
 

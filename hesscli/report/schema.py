@@ -58,11 +58,14 @@ class Model(Part):
     commit: str | None = None
     weights_sha256: str | None = None
     class_name: str = Field(alias="class")
+    task: str = "causal-lm"
     num_parameters: int
     num_selected: int
     dtype: str
     attention: str
     tied: bool
+    base: str | None = None
+    """Of an adapter: the model that it stands in, as `ID@COMMIT`, or `ID` for a folder."""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
@@ -99,6 +102,10 @@ class Preflight(Part):
     repeat: float | None = None
     linearity: float | None = None
     known_answer: float | None = None
+    slope: float | None = None
+    """Of the gradient against a difference of the loss alone; good to 1e-2."""
+    curvature: float | None = None
+    """Of the product against a second difference of the loss alone; good to 1e-2."""
 
 
 class Operator(Part):
@@ -112,6 +119,10 @@ class Operator(Part):
     placement: str
     batch_size: int
     preflight: Preflight
+    steps: tuple[float, float] | None = None
+    """The smallest and the largest step of finite differences along a unit vector; None for an exact product."""
+    error_estimate: float | None = None
+    """The largest estimated error of their products, over the product's length; None for an exact product."""
 
 
 class Eigenpair(Part):
@@ -121,7 +132,14 @@ class Eigenpair(Part):
     residual: float
     converged: bool
     bar: float | None = None
-    """Half-width of an interval that holds an eigenvalue: the residual, widened by the product's noise."""
+    """Half-width of an interval that holds an eigenvalue, the product's noise in it: residual^2 / gap where the gap
+    to all other eigenvalues is established, else the residual."""
+    slice_error: float | None = None
+    """One standard error over the slice's rows, at a fixed eigenvector; None with too few rows (see the warnings)."""
+    held_out: float | None = None
+    """The Rayleigh quotient of the eigenvector on the held-out sequences: nearer to what other data would give."""
+    held_out_error: float | None = None
+    """One standard error of it over those sequences."""
 
 
 class Band(Part):
@@ -142,6 +160,16 @@ class Band(Part):
         return self
 
 
+class Unresolved(Part):
+    """The zone around zero where the bounds of the distribution first leave less than half open at its ends."""
+
+    low: float
+    high: float
+    mass_low: float
+    """The least share of the eigenvalues that lies in the zone."""
+    mass_high: float
+
+
 class Spectrum(Part):
     """Quadrature per probe: nodes (probes, steps) and weights that sum to 1 over each row."""
 
@@ -151,6 +179,7 @@ class Spectrum(Part):
     """||H y - node y|| of each Ritz pair: how sharply a node is an eigenvalue."""
     dimension: int = Field(gt=0)
     band: Band | None = None
+    unresolved: Unresolved | None = None
 
     @model_validator(mode="after")
     def _same_shape(self) -> "Spectrum":
@@ -172,20 +201,80 @@ class Block(Part):
     metrics: dict[str, Metric]
 
 
+class Diagonal(Part):
+    """Where the entries stand, and the mean entry of each parameter."""
+
+    file: str
+    """Safetensors beside the report: NAME the estimates, NAME.standard_error one standard error of each."""
+    tensors: list[Block]
+
+
+class TopCurvature(Part):
+    """One top eigenvector u and K_ab = u_a.(H u_b)_a over the blocks: the entries sum to its eigenvalue."""
+
+    value: float
+    residual: float
+    inside: Metric
+    """The share of the eigenvalue that the diagonal blocks give, tr K over the sum of K."""
+    matrix: list[list[float]]
+
+
 class Coupling(Part):
     """Frobenius norms of the blocks of the matrix, symmetrised, with one standard error each."""
 
     blocks: list[str]
     frobenius: list[list[float]]
     stderr: list[list[float]]
+    low: list[list[float]] | None = None
+    """The ends of 95 % intervals, on the log scale over probes."""
+    high: list[list[float]] | None = None
+    top: list[TopCurvature] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _square(self) -> "Coupling":
         count = len(self.blocks)
-        if any([len(row) for row in rows] != [count] * count for rows in (self.frobenius, self.stderr)):
-            msg = "frobenius and stderr need a row and a column per block"
+        tables = (self.frobenius, self.stderr, self.low, self.high)
+        if any(rows is not None and [len(row) for row in rows] != [count] * count for rows in tables):
+            msg = "frobenius, stderr, low and high need a row and a column per block"
             raise ValueError(msg)
         return self
+
+
+class NegativeCurvature(Part):
+    """A direction p with p.Hp / p.p not above -damping: H + damping I is not positive definite."""
+
+    rayleigh_quotient: float
+    bar: float
+    """What the product's own noise does to it."""
+
+
+class System(Part):
+    """One solve of (H + damping I) x = b. Residuals are relative to ||b||."""
+
+    damping: float
+    converged: bool
+    ending: Literal["converged", "zero", "steps_spent", "stagnated", "negative_curvature", "least_squares"]
+    residuals: list[float]
+    """As the solver's recurrence has them, after each iteration and first at x = 0: blind to the product's noise."""
+    true_residuals: list[tuple[int, float]]
+    """(iteration, residual) from products of their own; the last is the solution's."""
+    metrics: dict[str, Metric]
+    negative_curvature: NegativeCurvature | None = None
+    file: str | None = None
+    """The solution, as safetensors by parameter name, in the report's folder."""
+
+
+class Solve(Part):
+    """Linear solves, in the order of the dampings asked for. The report's metrics are those of the smallest damping."""
+
+    solver: Literal["cg", "minres"]
+    rhs: str
+    rhs_norm: float
+    tolerance: float
+    preconditioner: Literal["none", "low-rank", "diagonal"]
+    preconditioner_rank: int | None = None
+    preconditioner_matvecs: int = 0
+    systems: list[System] = Field(min_length=1)
 
 
 class Gate(Part):
@@ -235,6 +324,8 @@ class Report(Part):
     spectrum: Spectrum | None = None
     blocks: list[Block] = Field(default_factory=list)
     coupling: Coupling | None = None
+    diagonal: Diagonal | None = None
+    solve: Solve | None = None
     gates: list[Gate] = Field(default_factory=list)
     verdict: Literal["pass", "fail", "inconclusive"] | None = None
     cost: Cost

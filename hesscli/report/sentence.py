@@ -84,7 +84,26 @@ def _blockdiag(report: Report) -> str:
 
 
 def _solve(report: Report) -> str:
-    return f"the solve took {plural(report.cost.matvecs, 'product')}"
+    solve = report.solve
+    if solve is None:
+        return "nothing was solved"
+    system = min(solve.systems, key=lambda s: s.damping)
+    if system.ending == "zero":
+        return "the right-hand side is zero, and so is the solution"
+    form, count = _found(report, "quadratic_form"), len(system.residuals) - 1
+    took = f"{plural(count, 'iteration')} of {'conjugate gradients' if solve.solver == 'cg' else 'MINRES'}"
+    text = (
+        f"with damping {system.damping:g}, {took} took the residual to {significant(system.true_residuals[-1][1], 2)}"
+    )
+    if form is not None and form.ci is not None:
+        what = "the Newton decrement squared" if solve.rhs == "gradient" else "the form b.x"
+        text += f"; {what} is {_figure(form)}"
+    if system.negative_curvature is not None:
+        quotient = significant(system.negative_curvature.rayleigh_quotient, 3)
+        text += f"; along a direction that it met, the curvature is {quotient}"
+    if len(solve.systems) > 1:
+        text += f"; {sum(s.converged for s in solve.systems)} of {len(solve.systems)} dampings converged"
+    return text
 
 
 def _ends(report: Report) -> str:

@@ -7,7 +7,7 @@ from rich.text import Text
 from hesscli.report.figures.stems import ends
 from hesscli.report.interval import arms, known_parts, main_source
 from hesscli.report.rounding import apart, significant, with_error
-from hesscli.report.schema import Metric, Report
+from hesscli.report.schema import Metric, Report, Solve
 from hesscli.report.words import DASH, thousands
 
 # More rows than this and the rest is left to the report.
@@ -34,30 +34,43 @@ def metric_cells(metric: Metric) -> tuple[str, str, str]:
     value, error = apart(metric.value, max(found))
     if abs(above - below) > 0.2 * max(found):
         error = f"+{above:.2g} −{below:.2g}"  # noqa: RUF001 - a minus sign
+    if max(found) == 0:
+        count = thousands(int(metric.value)) if metric.value.is_integer() else value
+        return count, error, metric.reason or "exact"
     source = main_source(metric.errors)
     if source is None:
         return value, error, "parts not measured"
     name, size = source
     only = ", only one known" if len(known_parts(metric.errors)) == 1 else ""
+    if name == "data" and size > max(found):  # the interval is for this slice, not for the data it stands for
+        only = ", not in ±"
     return value, error, f"{name} ({significant(size, 2)}){only}"
 
 
 def pair_table(report: Report) -> Table:
     """Return the eigenpairs from high to low; one that has not converged says so in words."""
-    table = _table("eigenpair", "value", "± bar", "residual", "converged")
+    spread = any(pair.slice_error is not None for pair in report.eigenpairs)
+    further = any(pair.held_out is not None for pair in report.eigenpairs)
+    columns = ["slice error"] * spread + ["held out"] * further
+    table = _table("eigenpair", "value", "± bar", "residual", *columns, "converged")
     above, below = ends(report.eigenpairs)
     indices = [*range(1, len(above) + 1), *range(-len(below), 0)]
     for index, pair in list(zip(indices, [*above, *reversed(below)], strict=True))[: 2 * MOST]:
         value, bar = apart(pair.value, pair.bar if pair.bar is not None else pair.residual)
         converged = Text("yes") if pair.converged else Text("NO", style="bold")
-        cells = (_signed(index), value, DASH if pair.bar is None else bar, f"{pair.residual:.1e}")
+        cells = [_signed(index), value, DASH if pair.bar is None else bar, f"{pair.residual:.1e}"]
+        if spread:
+            cells.append(DASH if pair.slice_error is None else significant(pair.slice_error, 2))
+        if further:
+            two = None if pair.held_out_error is None else 1.96 * pair.held_out_error
+            cells.append(DASH if pair.held_out is None else with_error(pair.held_out, two))
         table.add_row(*map(Text, cells), converged)
     return table
 
 
 def block_table(report: Report) -> Table:
     """Return a row per block with its figures."""
-    names = [name for name in ("relative_error", "cosine", "trace") if any(name in b.metrics for b in report.blocks)]
+    names = [name for name in ("relative_error", "cosine", "share", "trace") if any(name in b.metrics for b in report.blocks)]
     table = _table("block", "parameters", *[name.replace("_", " ") for name in names])
     for block in report.blocks[:MOST]:
         cells = [_cell(block.metrics.get(name)) for name in names]
@@ -67,11 +80,21 @@ def block_table(report: Report) -> Table:
     return table
 
 
+def system_table(solve: Solve) -> Table:
+    """Return a row per damping; one that has not converged stands out by how it ended."""
+    table = _table("damping", "iterations", "residual", "b.x", "ended")
+    for system in solve.systems[:MOST]:
+        cells = (f"{system.damping:g}", str(len(system.residuals) - 1), f"{system.true_residuals[-1][1]:.1e}")
+        ended = Text(system.ending.replace("_", " "), style="" if system.converged else "bold")
+        table.add_row(*map(Text, (*cells, _cell(system.metrics.get("quadratic_form")))), ended)
+    return table
+
+
 def _table(first: str, *others: str) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column(first, no_wrap=first == "metric", overflow="fold")
     for name in others:
-        words = name in ("main source of error", "converged")
+        words = name in ("main source of error", "converged", "ended")
         table.add_column(name, justify="left" if words else "right", no_wrap=not words, overflow="fold")
     return table
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from hesscli.report.rounding import with_error
 from hesscli.report.schema import Loss, Report
 from hesscli.report.sentence import sentence
-from hesscli.report.words import DASH, KIND, headline, plural, thousands
+from hesscli.report.words import DASH, KIND, amount, headline, plural, thousands
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,7 +34,7 @@ def _print(report: Report, console: "Console") -> None:
     from rich.text import Text
 
     from hesscli.report.sketch import sketch
-    from hesscli.report.tables import block_table, metric_table, pair_table
+    from hesscli.report.tables import block_table, metric_table, pair_table, system_table
 
     def line(text: str, style: str = "") -> None:
         for piece in _wrapped(text, console.width):
@@ -47,6 +47,7 @@ def _print(report: Report, console: "Console") -> None:
     line(sentence(report), "" if report.status == "ok" else "bold red")
     for table in (
         metric_table(report) if report.metrics else None,
+        system_table(report.solve) if report.solve is not None and len(report.solve.systems) > 1 else None,
         pair_table(report) if report.eigenpairs else None,
         block_table(report) if report.blocks else None,
     ):
@@ -74,9 +75,10 @@ def _measured(report: Report) -> list[str]:
     model, data, operator = report.model, report.data, report.operator
     of = f" of {thousands(model.num_parameters)}" if model.num_selected != model.num_parameters else ""
     source = f"{data.id} ({data.split})" if data.split else data.id
+    of_what = "" if model.task == "image-classification" else f"{plural(data.sequences, 'sequence')}, "
     return [
         f"{KIND[operator.kind]} by {operator.product}, {thousands(model.num_selected)}{of} parameters, {model.dtype}",
-        f"{source}: {plural(data.sequences, 'sequence')}, {thousands(data.tokens)} tokens, "
+        f"{source}: {of_what}{amount(report)}, "
         f"{thousands(data.loss_terms)} loss terms; {_loss(report.loss)}",
     ]
 

@@ -22,15 +22,22 @@ def headline(report: Report) -> str:
 
 
 def settings(report: Report) -> str:
-    """Return operator, parameters, tokens, dtype and the size of the estimate in one line."""
+    """Return operator, parameters, tokens or images, dtype and the size of the estimate in one line."""
     parts = [
         KIND[report.operator.kind],
         f"{thousands(report.model.num_selected)} parameters",
-        f"{thousands(report.data.tokens)} tokens",
+        amount(report),
         report.model.dtype,
         *_effort(report),
     ]
     return " · ".join(parts)
+
+
+def amount(report: Report) -> str:
+    """Return how many tokens the slice holds, or images: those have no tokens of their own."""
+    if report.model.task == "image-classification":
+        return plural(report.data.sequences, "image")
+    return f"{thousands(report.data.tokens)} tokens"
 
 
 def distrust(report: Report) -> str:
@@ -66,7 +73,8 @@ def _effort(report: Report) -> list[str]:
         # Deflated outliers stand among the nodes of every probe: they are no steps.
         steps = report.estimator.get("steps_taken", max(map(len, rows)))
         return [f"{plural(len(rows), 'probe')} \N{MULTIPLICATION SIGN} {plural(steps, 'step')}"]
-    probes = report.estimator.get("probes")
+    # A trace's budget of products falls to basis and probes as its method says.
+    probes = report.estimator.get("products", report.estimator).get("probes")
     if isinstance(probes, int) and report.command in ("trace", "blockdiag"):
         return [plural(probes, "probe")]
     return [f"{report.cost.matvecs} products"] if report.cost.matvecs else []

@@ -8,8 +8,9 @@ from hesscli.curvature.selection import Block
 from hesscli.linalg.space import ParameterSpace
 from hesscli.linalg.statistics import mean_estimate, spread_estimate
 from hesscli.probes.blockdiag import BlockDiagonal
+from hesscli.probes.top_curvature import TopCurvature
 from hesscli.report import schema
-from hesscli.run.metrics import Metrics, sampled
+from hesscli.run.metrics import Metrics, bounded, sampled
 
 # Above this the products' own noise is as large as what the test looks for: no verdict is printed.
 LINEARITY_LIMIT = 0.05
@@ -31,7 +32,7 @@ def blockdiag_metrics(result: BlockDiagonal, *, noise: float) -> Metrics:
 def blockdiag_blocks(
     result: BlockDiagonal, blocks: Sequence[Block], space: ParameterSpace, *, noise: float
 ) -> list[schema.Block]:
-    """Relative error and cosine of each block, means over probes."""
+    """Relative error and cosine of each block, means over probes, and its share of its rows' squares."""
     return [
         schema.Block(
             name=block.name,
@@ -39,6 +40,7 @@ def blockdiag_blocks(
             metrics={
                 "relative_error": sampled(mean_estimate(result.relative_errors[:, i]), precision=noise),
                 "cosine": sampled(mean_estimate(result.cosines[:, i]), precision=noise),
+                "share": sampled(result.share(i), precision=2 * noise),
             },
         )
         for i, block in enumerate(blocks)
@@ -47,10 +49,28 @@ def blockdiag_blocks(
 
 def coupling(result: BlockDiagonal, blocks: Sequence[Block]) -> schema.Coupling | None:
     """||H_ab||_F between blocks; None for a single probe, whose error is not known."""
-    norms, errors = result.coupling()
-    if not np.isfinite(errors).all():
+    found = result.coupling()
+    if not np.isfinite(found.errors).all():
         return None
-    return schema.Coupling(blocks=[b.name for b in blocks], frobenius=norms.tolist(), stderr=errors.tolist())
+    return schema.Coupling(
+        blocks=[b.name for b in blocks],
+        frobenius=found.norms.tolist(),
+        stderr=found.errors.tolist(),
+        low=found.low.tolist(),
+        high=found.high.tolist(),
+    )
+
+
+def top_block_curvature(found: TopCurvature, *, noise: float) -> schema.TopCurvature:
+    """One eigenvector's curvature by block; the share's interval is for the eigenvector's own error."""
+    value, error = found.inside, found.inside_error
+    if np.isfinite(error):
+        inside = bounded(value, value - error, value + error, precision=2 * noise)
+    else:
+        inside = schema.Metric(value=value, reason="no gap separates the eigenvector: another mixture is as good")
+    return schema.TopCurvature(
+        value=found.value, residual=found.residual_norm, inside=inside, matrix=found.matrix.tolist()
+    )
 
 
 def _over_blocks(figures: np.ndarray, noise: float) -> schema.Metric:

@@ -3,10 +3,12 @@
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 
-from hesscli.errors import DoesNotFitError, UsageError
+from hesscli.errors import DoesNotFitError, HessError, UsageError
+from hesscli.recipe.schema import DataSection, ModelSection
 
 
 @contextmanager
@@ -30,6 +32,19 @@ def as_hess_error() -> Iterator[None]:
                 "operator.product", f"{operation} has no second derivative in this torch", "use --attn eager"
             ) from error
         raise
+
+
+@contextmanager
+def in_section(section: Literal["model", "data"]) -> Iterator[None]:
+    """Name a key of a recipe in an error as the recipe's own errors do: `data.column` for `column`."""
+    keys = (ModelSection if section == "model" else DataSection).model_fields
+    try:
+        yield
+    except HessError as error:
+        if error.field not in keys:
+            raise
+        field = f"{section}.{error.field}"
+        raise type(error)(field, error.what, error.remedy) from error
 
 
 def _no_memory() -> DoesNotFitError:

@@ -1,5 +1,6 @@
 """The run folder: named by a hash of what determines the answer, `.part` until it is finished."""
 
+import errno
 import hashlib
 import json
 import os
@@ -11,6 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from hesscli.errors import UsageError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+STATE = "state"  # the folder of a run's products while it lasts
 
 
 def run_hash(facts: Mapping[str, Any]) -> str:
@@ -38,22 +46,60 @@ def check_writable(root: Path) -> None:
 
 
 @contextmanager
-def part_folder(final: Path) -> Iterator[Path]:
+def part_folder(final: Path, *, resume: bool) -> Iterator[Path]:
     """A folder to write in that takes its final name, and the old run's place, when the block ends well.
 
-    When it does not, nothing is left behind.
+    When it does not, the run's state is left, if it has any, and nothing else; with `resume` the next run of the same
+    finds it there. Raises UsageError where another process is at the same run.
     """
     part = final.with_name(final.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
     try:
-        part.mkdir(parents=True)
+        part.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         what = f"{str(part.parent)!r} cannot be written ({error.strerror or error})"
         raise UsageError("output.dir", what, "give another with -o") from error
+    with _alone_in(part):
+        _clear(part, keep_state=resume)
+        try:
+            yield part
+            shutil.rmtree(part / STATE, ignore_errors=True)
+            shutil.rmtree(final, ignore_errors=True)
+            part.rename(final)
+        except BaseException:
+            _clear(part, keep_state=resume)
+            if not (part / STATE).exists():
+                shutil.rmtree(part, ignore_errors=True)
+            raise
+
+
+def has_state(final: Path) -> bool:
+    """Whether a run of this was cut off and left its products."""
+    return any((final.with_name(final.name + ".part") / STATE).glob("*.safetensors"))
+
+
+def _clear(part: Path, *, keep_state: bool) -> None:
+    for entry in part.iterdir():
+        if entry.name == STATE and keep_state and any(entry.glob("*.safetensors")):
+            continue
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
+
+
+@contextmanager
+def _alone_in(part: Path) -> Iterator[None]:
+    """Hold a lock on the folder, which the system takes back from a process that is killed."""
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(part, os.O_RDONLY)
     try:
-        yield part
-        shutil.rmtree(final, ignore_errors=True)
-        part.rename(final)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                yield  # a file system without locks
+                return
+            what = f"another process is writing {part.name!r}"
+            raise UsageError("output.dir", what, "wait for it, or give another folder with -o") from error
+        yield
+    finally:
+        os.close(handle)

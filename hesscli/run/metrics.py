@@ -5,12 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from hesscli.curvature.selection import Block
-from hesscli.linalg.space import ParameterSpace
+from hesscli.linalg.space import ParameterSpace, ParameterVector
 from hesscli.linalg.statistics import LEVEL, Estimate
 from hesscli.probes.density import Density
 from hesscli.probes.topk import TopK
 from hesscli.probes.trace import Trace
 from hesscli.report import schema
+from hesscli.run.spectrum_figures import spectrum_figures
 
 Metrics = dict[str, schema.Metric]
 
@@ -75,7 +76,7 @@ def topk_precision(result: TopK, *, noise: float) -> float:
 
 def topk_metrics(result: TopK, *, noise: float) -> Metrics:
     """What certified pairs say; an end that was not looked at is absent."""
-    pairs = [(p.value, p.residual_norm) for p in result.pairs]
+    pairs = [(p.value, p.bar) for p in result.pairs]
     high = pairs[0] if result.num_high else None
     low = pairs[-1] if result.num_high < len(pairs) else None
     out = extremes(high, low, reach=result.reach, precision=topk_precision(result, noise=noise))
@@ -121,6 +122,7 @@ def density_metrics(result: Density, *, noise: float) -> Metrics:
     out["negative_mass"] = bounded(mass, *bounds, precision=0.0, n=len(result.quadratures))
     out["negative_mass"].errors.probe = result.negative_mass.stderr
     out["effective_rank"] = _effective_rank(out["frobenius_norm"], out["spectral_radius"])
+    out |= spectrum_figures(result, out["spectral_radius"])
     return out
 
 
@@ -137,12 +139,14 @@ def _effective_rank(frobenius: schema.Metric, radius: schema.Metric) -> schema.M
     return schema.Metric(value=value, stderr=stderr, ci=ci, errors=schema.Errors(probe=stderr), n=frobenius.n)
 
 
-def trace_metrics(result: Trace, *, noise: float) -> Metrics:
+def trace_metrics(result: Trace[ParameterVector], *, noise: float) -> Metrics:
     """Trace, mean eigenvalue, Frobenius norm."""
     return moments(result.trace, result.squared_frobenius, dimension=result.dimension, noise=noise)
 
 
-def trace_blocks(result: Trace, blocks: Sequence[Block], space: ParameterSpace, *, noise: float) -> list[schema.Block]:
+def trace_blocks(
+    result: Trace[ParameterVector], blocks: Sequence[Block], space: ParameterSpace, *, noise: float
+) -> list[schema.Block]:
     """The trace of each diagonal block."""
     precision = noise * float(np.sqrt(max(result.squared_frobenius.value, 0.0)))
     return [
@@ -151,7 +155,7 @@ def trace_blocks(result: Trace, blocks: Sequence[Block], space: ParameterSpace, 
             num_parameters=sum(space.numels[p] for p in block.parts),
             metrics={"trace": sampled(estimate, precision=precision)},
         )
-        for block, estimate in zip(blocks, result.blocks, strict=True)
+        for block, estimate in zip(blocks, result.blocks, strict=False)  # xtrace has none
     ]
 
 

@@ -1,20 +1,28 @@
 """An operator that counts and times its products, so that neither product nor probe has to."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
 from hesscli.linalg.operator import LinearOperator
 from hesscli.linalg.space import ParameterSpace, ParameterVector
+from hesscli.run.product_log import ProductLog
 
 
 class ObservedOperator:
-    """The operator given, with a count of products and the seconds they took."""
+    """The operator given, with a count of products and the seconds they took.
 
-    def __init__(self, operator: LinearOperator[ParameterVector], space: ParameterSpace) -> None:
-        self._operator, self._space = operator, space
-        self.num_matvecs = 0
+    With a log, products that an earlier process made are taken from it; an operator with a `memory` of its products
+    gets it back by `recall`.
+    """
+
+    def __init__(
+        self, operator: LinearOperator[ParameterVector], space: ParameterSpace, *, log: ProductLog | None
+    ) -> None:
+        self._operator, self._space, self.log = operator, space, log
+        self.num_matvecs = self.num_replayed = 0
         self.seconds = 0.0
 
     @property
@@ -22,17 +30,37 @@ class ObservedOperator:
         """The operator's space."""
         return self._space
 
+    @property
+    def observed(self) -> LinearOperator[ParameterVector]:
+        """The operator itself, whose products nobody counts."""
+        return self._operator
+
     def matvec(self, v: ParameterVector) -> ParameterVector:
         """H v, counted."""
         return self.matvecs([v])[0]
 
     def matvecs(self, vs: Sequence[ParameterVector]) -> list[ParameterVector]:
         """H v for each v, counted one by one."""
-        start = self._now()
-        products = self._operator.matvecs(vs)
-        self.seconds += self._now() - start
-        self.num_matvecs += len(vs)
+        if self.log is not None and (found := self.log.take(vs)) is not None:
+            products, memory = found
+            if memory:
+                self._operator.recall(memory)  # type: ignore[attr-defined]
+            self.num_matvecs += len(vs)
+            self.num_replayed += len(vs)
+            return products
+        with self.counted(len(vs)):
+            products = self._operator.matvecs(vs)
+        if self.log is not None:
+            self.log.add(vs, products, getattr(self._operator, "memory", {}))
         return products
+
+    @contextmanager
+    def counted(self, products: int) -> Iterator[None]:
+        """Count what runs inside as so many products."""
+        start = self._now()
+        yield
+        self.seconds += self._now() - start
+        self.num_matvecs += products
 
     def _now(self) -> float:
         for device in {d for d in self._space.devices if d.type == "cuda"}:

@@ -1,27 +1,35 @@
 """One run: recipe in, report and figures in a run folder out."""
 
+import json
+import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 from hesscli import __version__
 from hesscli.curvature.choice import Choice, choose_operator
+from hesscli.curvature.finite_difference import FiniteDifferenceOperator
+from hesscli.curvature.kinks import find_kinks
 from hesscli.curvature.preflight import Preflight, check_product
 from hesscli.curvature.risk import EmpiricalRisk, LossValue
 from hesscli.errors import UntrustworthyError, UsageError
 from hesscli.events import Event, Finished, Noted, OnEvent, Started, Warned
+from hesscli.linalg.space import ParameterVector
 from hesscli.recipe import Recipe
 from hesscli.recipe.document import dump
 from hesscli.report import schema
 from hesscli.report.document import read_report, write_report
 from hesscli.report.figures import draw
+from hesscli.run.artifacts import save_vectors
 from hesscli.run.environment import environment, exact_arithmetic, keep_freed_pages, peak_bytes
 from hesscli.run.faults import as_hess_error
-from hesscli.run.folder import check_writable, part_folder, run_folder, run_hash
+from hesscli.run.folder import STATE, check_writable, has_state, part_folder, run_folder, run_hash
 from hesscli.run.measure import Findings, estimator_settings, measure
 from hesscli.run.observed import ObservedOperator
+from hesscli.run.product_log import ProductLog
 from hesscli.run.setup import Subject, build_subject
+from hesscli.run.solve import check_rows, check_solve
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +54,12 @@ class _Listener:
         self._on_event(event)
 
 
-def run(recipe: Recipe, *, force: bool, on_event: OnEvent) -> Outcome:
+def run(recipe: Recipe, *, force: bool, resume: bool, on_event: OnEvent) -> Outcome:
     """Run a recipe, or return the report of an equal run that is finished already, unless `force`.
 
-    The folder appears whole or not at all. A product that is not finite, or fails its self-test, still gives
-    a report, with the status `untrustworthy` and no metric.
+    With `resume` a run that was cut off goes on from its last product and gives the same report; products are kept on
+    disk until it has ended. The folder appears whole or not at all. A product that is not finite, or fails its
+    self-test, still gives a report, with the status `untrustworthy` and no metric.
 
     Raises UsageError, UnavailableError or DoesNotFitError.
     """
@@ -60,17 +69,24 @@ def run(recipe: Recipe, *, force: bool, on_event: OnEvent) -> Outcome:
     check_writable(root)
     exact_arithmetic()
     keep_freed_pages()
+    if recipe.probe == "solve":
+        check_solve(recipe)
     with as_hess_error():
         subject = build_subject(recipe, on_event=listener)
+    if recipe.probe == "solve":
+        check_rows(recipe, subject.risk)
     run_id = run_hash(_facts(recipe, subject))
     identity = subject.checkpoint.identity
     final = run_folder(root, model=identity.id, revision=identity.revision, probe=recipe.probe, run_id=run_id)
     if (final / "report.json").exists() and not force:
         on_event(Noted("an equal run is there already; --force measures again"))
         return Outcome(_read_again(final), final, fresh=False)
-    with as_hess_error(), part_folder(final) as part:
-        report = _measured(recipe, subject, run_id, listener, start)
-        report.artifacts = draw(report, part, recipe.output.plots)
+    resume = resume and not force
+    if resume and has_state(final):
+        on_event(Noted("going on with a run that was cut off; --no-resume starts again"))
+    with as_hess_error(), part_folder(final, resume=resume) as part:
+        report = _measured(recipe, subject, run_id, part, listener, start, resume=resume)
+        report.artifacts += draw(report, part, recipe.output.plots)
         (part / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
         report.seconds = time.perf_counter() - start
         write_report(report, part / "report.json")
@@ -91,9 +107,11 @@ def _facts(recipe: Recipe, subject: Subject) -> dict[str, object]:
         "hess": __version__,
         "weights": identity.weights_sha256,
         "class": identity.class_name,
+        "config": subject.checkpoint.config_sha256,
         "dtype": identity.dtype,
         "attention": identity.attention,
         "data": subject.data.fingerprint,
+        "held_out": None if subject.held_out is None else subject.held_out.fingerprint,
         "probe": recipe.probe,
         "kind": recipe.operator.kind,
         "product": recipe.operator.product,
@@ -102,30 +120,44 @@ def _facts(recipe: Recipe, subject: Subject) -> dict[str, object]:
     }
 
 
-def _measured(recipe: Recipe, subject: Subject, run_id: str, listener: _Listener, start: float) -> schema.Report:
-    choice = choose_operator(
-        subject.risk, kind=recipe.operator.kind, product=recipe.operator.product, seed=recipe.estimator.seed
-    )
+def _measured(
+    recipe: Recipe, subject: Subject, run_id: str, folder: Path, listener: _Listener, start: float, *, resume: bool
+) -> schema.Report:
+    choice = _choice(recipe, subject.risk, folder / STATE, resume=resume)
     listener(Noted(f"{choice.product}: {choice.why}"))
-    operator = ObservedOperator(choice.operator, subject.risk.space)
+    differences = _differences(choice)
+    for warning in find_kinks(subject.checkpoint.model) if differences else []:
+        listener(warning)
+    log = ProductLog(folder / STATE, subject.risk.space) if resume else None
+    operator = ObservedOperator(choice.operator, subject.risk.space, log=log)
     findings = Findings(estimator_settings(recipe))
     preflight: Preflight | None = None
+    noise = float("inf")
     loss = LossValue(float("nan"), None)
     gradient_seconds = None
     try:
         listener(Started("preflight", None))
         loss = subject.risk.loss()
+        gradient, gradient_seconds = _timed_gradient(subject.risk)
         preflight = check_product(
-            operator, subject.risk, semi_definite=recipe.operator.kind != "hessian", seed=recipe.estimator.seed
+            operator,
+            subject.risk,
+            loss=loss,
+            gradient=gradient,
+            semi_definite=recipe.operator.kind != "hessian",
+            seed=recipe.estimator.seed,
         )
-        gradient_seconds = _time_gradient(subject.risk)
+        del gradient
         listener(Finished("preflight"))
-        operator.seconds, warm_up = 0.0, operator.num_matvecs
-        findings = measure(recipe, subject, operator, preflight, on_event=listener)
-        timed = operator.num_matvecs - warm_up
+        operator.seconds, warm_up = 0.0, operator.num_matvecs - operator.num_replayed
+        noise = max(preflight.noise, differences.relative_error if differences else 0.0)
+        findings = measure(recipe, subject, operator, noise=noise, on_event=listener)
+        timed = operator.num_matvecs - operator.num_replayed - warm_up
     except (UntrustworthyError, FloatingPointError) as error:
         timed = 0
         findings.status, findings.status_text = "untrustworthy", str(error)
+    for warning in differences.warnings(noise=noise) if differences else []:
+        listener(warning)
     return schema.Report(
         status=findings.status,
         status_text=findings.status_text,
@@ -143,6 +175,8 @@ def _measured(recipe: Recipe, subject: Subject, run_id: str, listener: _Listener
         spectrum=findings.spectrum,
         blocks=findings.blocks,
         coupling=findings.coupling,
+        solve=findings.solve,
+        diagonal=findings.diagonal,
         cost=schema.Cost(
             matvecs=operator.num_matvecs,
             seconds_per_matvec=operator.seconds / timed if timed else None,
@@ -150,15 +184,37 @@ def _measured(recipe: Recipe, subject: Subject, run_id: str, listener: _Listener
             peak_bytes=peak_bytes(),
         ),
         environment=environment(subject.checkpoint.input_device),
+        artifacts=[save_vectors(folder, subject.risk.space, file, run_id=run_id) for file in findings.files],
         warnings=listener.warnings,
     )
 
 
-def _time_gradient(risk: EmpiricalRisk) -> float:
+def _choice(recipe: Recipe, risk: EmpiricalRisk, state: Path, *, resume: bool) -> Choice:
+    """The product that a run was cut off with, else the one that suits what is found now.
+
+    What fits depends on the memory that is free at the time, and products differ in their rounding.
+    """
+    kind, product, seed = recipe.operator.kind, recipe.operator.product, recipe.estimator.seed
+    file = state / "product.json"
+    if resume and file.exists():
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        again = choose_operator(risk, kind=kind, product=kept["asked"], seed=seed)
+        if again.product == kept["product"]:
+            return replace(again, why=kept["why"])
+        shutil.rmtree(state)
+    choice = choose_operator(risk, kind=kind, product=product, seed=seed)
+    if resume:
+        state.mkdir(parents=True, exist_ok=True)
+        asked = "auto" if choice.product == "jacobian" else choice.product
+        file.write_text(json.dumps({"asked": asked, "product": choice.product, "why": choice.why}), encoding="utf-8")
+    return choice
+
+
+def _timed_gradient(risk: EmpiricalRisk) -> tuple[ParameterVector, float]:
     begun = time.perf_counter()
     gradient = risk.gradient()
     risk.space.norm(gradient)  # waits for the device
-    return time.perf_counter() - begun
+    return gradient, time.perf_counter() - begun
 
 
 def _model(subject: Subject) -> schema.Model:
@@ -169,11 +225,13 @@ def _model(subject: Subject) -> schema.Model:
         commit=identity.commit,
         weights_sha256=identity.weights_sha256,
         class_name=identity.class_name,
+        task=identity.task,
         num_parameters=identity.num_parameters,
         num_selected=subject.risk.space.dimension,
         dtype=identity.dtype,
         attention=identity.attention,
         tied=identity.tied,
+        base=identity.base,
     )
 
 
@@ -201,14 +259,20 @@ def _loss(loss: LossValue) -> schema.Loss:
     return schema.Loss(value=loss.value, stderr=loss.stderr)
 
 
+def _differences(choice: Choice) -> FiniteDifferenceOperator | None:
+    return choice.operator if isinstance(choice.operator, FiniteDifferenceOperator) else None
+
+
 def _operator(recipe: Recipe, subject: Subject, choice: Choice, preflight: Preflight | None) -> schema.Operator:
-    tests = schema.Preflight()
+    tests, differences = schema.Preflight(), _differences(choice)
     if preflight is not None:
         tests = schema.Preflight(
             symmetry=preflight.symmetry,
             repeat=preflight.repeat,
             linearity=preflight.linearity,
             known_answer=preflight.known_answer,
+            slope=preflight.slope,
+            curvature=preflight.curvature,
         )
     return schema.Operator(
         kind=recipe.operator.kind,
@@ -219,4 +283,6 @@ def _operator(recipe: Recipe, subject: Subject, choice: Choice, preflight: Prefl
         placement=subject.checkpoint.placement,
         batch_size=subject.batch_size,
         preflight=tests,
+        steps=differences.steps if differences else None,
+        error_estimate=differences.error_estimate if differences and differences.steps else None,
     )

@@ -1,19 +1,18 @@
 """From a recipe to what a probe needs: checkpoint, slice, risk. The one builder that translates names."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from hesscli.checkpoint import Checkpoint, load_checkpoint
 from hesscli.curvature.risk import EmpiricalRisk
-from hesscli.curvature.selection import Block, partition, select_parameters
-from hesscli.data import Slice, load_slice
-from hesscli.demo import slice_file
+from hesscli.curvature.selection import Block, partition, partition_by_globs, select_parameters
+from hesscli.data import Slice
 from hesscli.events import OnEvent
 from hesscli.recipe import Recipe
-
-# Tokens in a batch where the user does not say: enough to fill the cores with matrix products, few enough that
-# one batch's logits stay small.
-_TOKENS_PER_BATCH = 4096
-_MAX_LENGTH = 512  # or the model's positions, where those are fewer
+from hesscli.recipe.blocks import load_blocks
+from hesscli.run.faults import in_section
+from hesscli.run.slices import batches, check_images, check_options, load_data, rows_per_batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +24,14 @@ class Subject:
     risk: EmpiricalRisk
     blocks: list[Block]
     batch_size: int
+    held_out: Slice | None
+    """The sequences that follow the slice, where some are asked for."""
+
+
+def _blocks(recipe: Recipe, names: list[str]) -> list[Block]:
+    if recipe.operator.blocks is None:
+        return partition(names, by=recipe.operator.by)
+    return partition_by_globs(names, load_blocks(Path(recipe.operator.blocks)))
 
 
 def build_subject(recipe: Recipe, *, on_event: OnEvent) -> Subject:
@@ -33,52 +40,40 @@ def build_subject(recipe: Recipe, *, on_event: OnEvent) -> Subject:
     Raises UsageError, UnavailableError or DoesNotFitError, each one line.
     """
     model = recipe.model
-    checkpoint = load_checkpoint(
-        model.id,
-        revision=model.revision,
-        dtype=model.dtype,
-        attention=model.attn,
-        placement=model.placement,
-        device_map=model.device_map,
-        max_memory=model.max_memory,
-        trust_remote_code=model.trust_remote_code,
-        allow_pickle=model.allow_pickle,
-        offline=model.offline,
-        on_event=on_event,
-    )
-    data = _load_data(recipe, checkpoint, on_event)
-    chosen = select_parameters(checkpoint.model, params=recipe.operator.params, exclude=recipe.operator.exclude)
-    size = recipe.data.batch_size
-    longest = max(s.targets.numel() for s in data.sequences)
-    batch_size = max(1, _TOKENS_PER_BATCH // longest) if size == "auto" else size
-    batch_size = min(batch_size, len(data.sequences))
+    with in_section("data"):
+        if model.task != "auto":  # before anything is fetched
+            check_options(recipe, model.task)
+    with in_section("model"):
+        checkpoint = load_checkpoint(
+            model.id,
+            revision=model.revision,
+            task=model.task,
+            dtype=model.dtype,
+            attention=model.attn,
+            placement=model.placement,
+            device_map=model.device_map,
+            max_memory=model.max_memory,
+            trust_remote_code=model.trust_remote_code,
+            allow_pickle=model.allow_pickle,
+            offline=model.offline,
+            on_event=on_event,
+        )
+    with in_section("data"):
+        check_options(recipe, checkpoint.identity.task)
+        data, held_out = load_data(recipe, checkpoint, on_event)
+        batch_size = rows_per_batch(recipe, checkpoint, data)
+    params: Sequence[str] = recipe.operator.params
+    if list(params) == ["*"] and checkpoint.adapter_parameters:  # what was trained; `**` takes the base model too
+        params = checkpoint.adapter_parameters
+    chosen = select_parameters(checkpoint.model, params=params, exclude=recipe.operator.exclude)
     risk = EmpiricalRisk(
         checkpoint.model,
-        list(data.batches(batch_size)),
+        batches(data, batch_size, checkpoint),
         names=list(chosen),
         parameters=list(chosen.values()),
         input_device=checkpoint.input_device,
     )
-    blocks = partition(list(chosen), by=recipe.operator.by)
-    return Subject(checkpoint, data, risk, blocks, batch_size)
-
-
-def _load_data(recipe: Recipe, checkpoint: Checkpoint, on_event: OnEvent) -> Slice:
-    data, positions = recipe.data, checkpoint.max_positions
-    embedded = data.id == "demo"
-    return load_slice(
-        str(slice_file()) if embedded else data.id,
-        name="demo" if embedded else None,
-        config_name=data.config_name,
-        split=data.split,
-        column=data.column,
-        revision=data.revision,
-        limit=data.limit,
-        max_length=data.max_length or min(_MAX_LENGTH, positions or _MAX_LENGTH),
-        pack=data.pack,
-        tokenizer=checkpoint.tokenizer,
-        vocab_size=checkpoint.vocab_size,
-        max_positions=positions,
-        offline=recipe.model.offline,
-        on_event=on_event,
-    )
+    if checkpoint.identity.task == "image-classification":
+        check_images(risk)
+    blocks = _blocks(recipe, list(chosen))
+    return Subject(checkpoint, data, risk, blocks, batch_size, held_out)

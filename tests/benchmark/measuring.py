@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from statistics import median
 
 import torch
-from products import PRODUCTS, gradient
+from products import PRODUCTS, SHARED, TOGETHER, gradient
 
 
 @dataclass
@@ -69,7 +69,7 @@ def measure(subject, repeats, *, clock, say):
             gc.collect()
             start = clock()
             function()
-            rows[name].seconds.append(clock() - start)
+            rows[name].seconds.append((clock() - start) / (TOGETHER if name == SHARED else 1))
     return list(rows.values())
 
 

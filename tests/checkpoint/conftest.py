@@ -66,6 +66,7 @@ def load() -> Callable[..., Checkpoint]:
     def call(model: object, **changes: object) -> Checkpoint:
         options: dict[str, object] = {
             "revision": None,
+            "task": "auto",
             "dtype": "float32",
             "attention": "auto",
             "placement": "auto",

@@ -139,7 +139,7 @@ CHECKPOINTS = {
     "quantised": ("topk qwen3", config(quantization_config={"quant_method": "gptq", "bits": 4}), 6, ("weights", "quantised (gptq 4bit)", "unquantised")),
     "architecture unknown": ("topk qwen3", config(model_type="qwen93"), 6, ("model", "does not know the architecture 'qwen93'", "upgrade transformers")),
     "own code": ("topk qwen3", config(model_type="own", auto_map={"AutoModelForCausalLM": "m.M"}), 6, ("model", "its own code", "--trust-remote-code")),
-    "another task": ("topk qwen3", config(architectures=["BertForMaskedLM"]), 2, ("model", "masked-lm", "causal language models")),
+    "another task": ("topk qwen3", config(architectures=["BertForMaskedLM"]), 2, ("model", "no masked-lm model for 'qwen3'", "hess measures causal-lm")),
     "hub id offline": ("topk nobody/nothing --offline", nothing, 6, ("model", "'nobody/nothing'", "not in the cache", "HF_HOME")),
 }
 DATA = {
@@ -320,7 +320,7 @@ def test_the_traceback_is_shown_where_it_is_asked_for(hess, monkeypatch):
     ended = hess("density", "demo@step51")
     assert ended.code == 6
     assert "Traceback" in ended.err
-    assert ended.err.splitlines()[-1].startswith("error: revision: ")
+    assert ended.err.splitlines()[-1].startswith("error: model.revision: ")
 
 
 def test_a_bug_is_one_line_and_exit_1(hess, monkeypatch):

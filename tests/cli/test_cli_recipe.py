@@ -75,7 +75,7 @@ def test_nothing_is_measured_and_nothing_written_where_the_recipe_is_printed(hes
     assert not [*tmp_path.iterdir()]
 
 
-@pytest.mark.parametrize("probe", ["density", "topk", "trace", "blockdiag"])
+@pytest.mark.parametrize("probe", ["density", "topk", "trace", "blockdiag", "solve"])
 @pytest.mark.parametrize("preset", ["quick", "standard", "publication"])
 def test_a_recipe_that_is_written_reads_back_as_itself(probe, preset, tmp_path):
     values = {"probe": probe, "estimator.preset": preset, "model.max_memory": {"cpu": "4GiB"}, "name": "é: #1"}

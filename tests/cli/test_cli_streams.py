@@ -124,6 +124,7 @@ def test_what_cannot_change_the_figures_does_not_change_the_run(hess, checkpoint
         (["density", "--probes", "2"], {"density"}),
         (["trace", "--probes", "3"], {"trace"}),
         (["blockdiag", "--probes", "2"], {"blockdiag", "coupling"}),
+        (["solve", "--damping", "1", "--damping", "10"], {"solve"}),
     ],
 )
 def test_the_folder_is_whole_and_its_recipe_replays_the_run(hess, checkpoint, tmp_path, measured, words, figures):

@@ -9,14 +9,15 @@ from hesscli.recipe.document import known_paths
 
 OUTPUT = "--force --help --json --output-dir --plots --print-config --quiet --report --strict -h -o -q"
 MODEL = "--allow-pickle --attn --device-map --dtype --max-memory --offline --placement --revision --task --trust-remote-code"
-DATA = "--batch-size --column --config-name --dataset --dataset-revision --limit --max-length --no-pack --pack --split -L -b -d"
+DATA = "--batch-size --column --config-name --dataset --dataset-revision --limit --mask-prompt --max-length --no-pack --pack --split --target-column -L -b -d"
 SHARED = f"{MODEL} {DATA} {OUTPUT} --operator --product --params --exclude --preset --seed"
 OPTIONS = {
     "": "--help --version -V -h",
-    "density": f"{SHARED} --probes --reorthogonalise --steps",
-    "topk": f"{SHARED} --k --steps --tolerance --which -k",
-    "trace": f"{SHARED} --by --probes --steps",
+    "density": f"{SHARED} --basis --basis-dtype --probes --reorthogonalise --steps",
+    "topk": f"{SHARED} --basis --basis-dtype --basis-product --held-out --k --krylov-dim --steps --tolerance --which -k",
+    "trace": f"{SHARED} --basis --basis-dtype --by --probes --steps",
     "blockdiag": f"{SHARED} --by --probes",
+    "solve": f"{SHARED} --damping --preconditioner --rhs --solver --steps --tolerance",
     "run": "--force --help --json --print-config --quiet --report --strict -h -q",
     "plot": "--help --output-dir --plots -h -o",
     "schema": "--help -h",
@@ -24,9 +25,9 @@ OPTIONS = {
 KEYS = {
     "": "name probe schema",
     "model": "allow_pickle attn device_map dtype id max_memory offline placement revision task trust_remote_code",
-    "data": "batch_size column config_name id limit max_length pack revision split",
+    "data": "batch_size column config_name id limit mask_prompt max_length pack revision split target_column",
     "operator": "by exclude kind params product",
-    "estimator": "k preset probes reorthogonalise seed steps tolerance which",
+    "estimator": "basis basis_dtype basis_product damping held_out k krylov_dim preconditioner preset probes reorthogonalise rhs seed solver steps tolerance which",
     "output": "dir plots",
 }
 COMMAND = typer.main.get_command(app)
@@ -64,7 +65,7 @@ def test_help_fits_the_terminal_and_shows_each_option_with_its_default(verb, col
     assert max(map(len, ended.out.splitlines())) <= columns
     for option in (name for name in OPTIONS[verb].split() if name.startswith("--")):
         assert option in ended.out
-    if verb in ("density", "topk", "trace", "blockdiag"):
+    if verb in ("density", "topk", "trace", "blockdiag", "solve"):
         panels = [ended.out.index(f"─ {panel} ─") for panel in ("Model", "Data", "Operator", "Estimator", "Output")]
         assert panels == sorted(panels)
         for default in ("[float32]", "[64]", "[outputs]", "[standard]", "[*]", "[on]"):

@@ -2,10 +2,11 @@
 
 from typing import Any
 
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from hesscli.data import Slice, load_slice
+from hesscli.data import Requirements, Slice, load_slice
 from hesscli.events import ignore
 
 EOS, UNKNOWN, PAD, BEGIN = 0, 1, 2, 3
@@ -34,7 +35,20 @@ def make_tokenizer(*, eos: bool = True, specials: bool = False) -> PreTrainedTok
 
 
 def load(dataset: object, **options: Any) -> Slice:
-    """`load_slice` of a local data set with small defaults."""
+    """`load_slice` of a local data set with small defaults; what the model takes is named among the options."""
+    requirements: dict[str, Any] = {
+        "task": "causal-lm",
+        "vocab_size": VOCAB_SIZE,
+        "max_positions": None,
+        "pad_token_id": None,
+        "num_token_types": 0,
+        "num_labels": 2,
+        "label2id": {"LABEL_0": 0, "LABEL_1": 1},
+        "num_channels": 3,
+        "tokenizer": make_tokenizer,
+        "image_processor": no_processor,
+        "decoder_input_ids": lambda labels: torch.cat([torch.tensor([PAD]), labels[:-1]]),
+    }
     defaults: dict[str, Any] = {
         "name": None,
         "config_name": None,
@@ -44,18 +58,25 @@ def load(dataset: object, **options: Any) -> Slice:
         "limit": 64,
         "max_length": 8,
         "pack": True,
-        "tokenizer": make_tokenizer,
-        "vocab_size": VOCAB_SIZE,
-        "max_positions": None,
+        "target_column": None,
+        "mask_prompt": None,
+        "seed": 0,
         "offline": False,
         "on_event": ignore,
     }
-    return load_slice(str(dataset), **(defaults | options))
+    model = Requirements(**{name: options.pop(name, value) for name, value in requirements.items()})
+    return load_slice(str(dataset), model=model, **(defaults | options))
 
 
 def no_tokenizer() -> PreTrainedTokenizerFast:
     """For data that must not be tokenised."""
     message = "the tokenizer was asked for"
+    raise AssertionError(message)
+
+
+def no_processor() -> Any:
+    """For data that holds no images."""
+    message = "the image processor was asked for"
     raise AssertionError(message)
 
 

@@ -3,10 +3,10 @@ from itertools import chain
 
 import pytest
 import torch
-from characters import BEGIN, EOS, PAD, VOCAB_SIZE, codes, ids_of, load, make_tokenizer, spell
+from characters import BEGIN, EOS, PAD, codes, ids_of, load, make_tokenizer, spell
 
 from hesscli.data import IGNORED
-from hesscli.data.tokens import pack_documents
+from hesscli.data.tokens import causal, pack_documents
 from hesscli.events import Advanced, Finished, Started, Warned
 
 DOCUMENTS = ["the first one", "b", "", "   ", "a third that is longer than the rest of them"]
@@ -39,7 +39,7 @@ def test_packing_loses_and_repeats_no_token_for_any_documents(seed):
     texts = ["".join(draw.choices("abc xyz", k=draw.randint(1, 30))) for _ in range(draw.randint(1, 12))]
     length, limit = draw.randint(2, 9), draw.randint(1, 12)
     stream = spell(texts[0]) + [token for text in texts[1:] for token in [EOS, *spell(text)]]
-    packed = pack_documents(texts, make_tokenizer(), length=length, limit=limit)
+    packed = pack_documents(texts, make_tokenizer(), length=length, limit=limit, framed=False, finish=causal)
     rows = [s.inputs["input_ids"].tolist() for s in packed.sequences]
     full = min(limit, len(stream) // length)
     assert join(rows) == (stream[: full * length] if full else stream)
@@ -63,7 +63,7 @@ def test_nothing_is_read_once_the_sequences_are_full():
             read.append(text)
             yield text
 
-    packed = pack_documents(texts(), make_tokenizer(), length=4, limit=2)
+    packed = pack_documents(texts(), make_tokenizer(), length=4, limit=2, framed=False, finish=causal)
     assert len(packed.sequences) == 2
     assert read == ["abcd", "efgh"]
 
@@ -75,7 +75,7 @@ def test_a_document_without_a_token_leaves_no_eos():
         def __call__(self, text, **_options):
             return {"input_ids": [1 for c in text if c not in "aeiou"]}
 
-    packed = pack_documents(["xx", "aeiou", "yy"], Consonants(), length=5, limit=9)
+    packed = pack_documents(["xx", "aeiou", "yy"], Consonants(), length=5, limit=9, framed=False, finish=causal)
     assert [s.inputs["input_ids"].tolist() for s in packed.sequences] == [[1, 1, 9, 1, 1]]
 
 
@@ -142,7 +142,8 @@ def test_single_rows_of_one_token_take_no_part(corpus):
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
 def test_padding_never_counts(corpus, batch_size):
-    found = load(corpus, pack=False, max_length=20, tokenizer=lambda: make_tokenizer(specials=True))
+    words = make_tokenizer(specials=True)
+    found = load(corpus, pack=False, max_length=20, tokenizer=lambda: words, pad_token_id=PAD)
     terms, row = 0, 0
     for batch in found.batches(batch_size):
         assert batch.first_row == row
@@ -162,16 +163,6 @@ def test_padding_never_counts(corpus, batch_size):
     assert row == len(found.sequences)
     assert terms == found.num_terms == sum(len(s.targets) - 1 for s in found.sequences)
     assert found.num_tokens == sum(len(s.targets) for s in found.sequences)
-
-
-def test_a_pad_token_outside_the_vocabulary_is_replaced(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_text("abcd\n")
-    wide = make_tokenizer()
-    wide.add_special_tokens({"pad_token": "<new>"})
-    assert wide.pad_token_id == VOCAB_SIZE
-    assert load(path, tokenizer=lambda: wide).pad_token_id == 0
-    assert load(path).pad_token_id == PAD
 
 
 @pytest.mark.parametrize("pack", [True, False])

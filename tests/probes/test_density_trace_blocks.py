@@ -42,7 +42,15 @@ def band_holds(band, eigenvalues):
 def test_density_of_a_tiny_model_holds_its_dense_figures(name):
     operator, truth = operator_of(name), spectrum_of(name)
     result = density(
-        operator, probes=6, steps=30, deflate=True, reorthogonalise=True, noise=1e-6, seed=0, on_event=ignore
+        operator,
+        probes=6,
+        steps=30,
+        deflate=True,
+        window=None,
+        semi_definite=False,
+        noise=1e-6,
+        seed=0,
+        on_event=ignore,
     )
     assert holds(result.trace, truth.sum())
     assert holds(result.squared_frobenius, (truth**2).sum())
@@ -56,8 +64,8 @@ def test_density_of_a_tiny_model_holds_its_dense_figures(name):
 
 
 @pytest.mark.parametrize("deflate", [True, False])
-@pytest.mark.parametrize("reorthogonalise", [True, False])
-def test_the_band_holds_the_distribution_of_a_language_model(reorthogonalise, deflate):
+@pytest.mark.parametrize("window", [None, 0, 5])
+def test_the_band_holds_the_distribution_of_a_language_model(window, deflate):
     eigenvalues = language_model_spectrum(1500)
     operator = with_spectrum(eigenvalues)
     held = []
@@ -67,7 +75,8 @@ def test_the_band_holds_the_distribution_of_a_language_model(reorthogonalise, de
             probes=2,
             steps=40,
             deflate=deflate,
-            reorthogonalise=reorthogonalise,
+            window=window,
+            semi_definite=False,
             noise=0.0,
             seed=seed,
             on_event=ignore,
@@ -81,7 +90,7 @@ def test_the_band_holds_the_distribution_of_a_language_model(reorthogonalise, de
 def test_the_band_is_narrow_where_steps_resolve_and_wide_where_not():
     operator = with_spectrum(language_model_spectrum(1500))
     band = density(
-        operator, probes=2, steps=40, deflate=True, reorthogonalise=True, noise=0.0, seed=0, on_event=ignore
+        operator, probes=2, steps=40, deflate=True, window=None, semi_definite=False, noise=0.0, seed=0, on_event=ignore
     ).band
     width = band.high - band.low
     assert width[np.abs(band.x) > 1].max() < 0.05
@@ -90,9 +99,11 @@ def test_the_band_is_narrow_where_steps_resolve_and_wide_where_not():
 
 def test_lockstep_probes_are_the_probes_run_alone():
     operator = with_spectrum(language_model_spectrum(200))
-    both = density(operator, probes=2, steps=15, deflate=True, reorthogonalise=True, noise=0.0, seed=4, on_event=ignore)
+    both = density(
+        operator, probes=2, steps=15, deflate=True, window=None, semi_definite=False, noise=0.0, seed=4, on_event=ignore
+    )
     alone = density(
-        operator, probes=1, steps=15, deflate=True, reorthogonalise=True, noise=0.0, seed=4, on_event=ignore
+        operator, probes=1, steps=15, deflate=True, window=None, semi_definite=False, noise=0.0, seed=4, on_event=ignore
     )
     assert both.quadratures[0].values == pytest.approx(alone.quadratures[0].values, rel=1e-12)
     assert operator.num_matvecs == 15 * 3 + 2 * 15
@@ -101,7 +112,7 @@ def test_lockstep_probes_are_the_probes_run_alone():
 def test_a_spectrum_of_few_values_ends_early_and_exactly():
     operator = with_spectrum([2.0] * 30 + [-1.0] * 30)
     result = density(
-        operator, probes=3, steps=20, deflate=True, reorthogonalise=True, noise=0.0, seed=0, on_event=ignore
+        operator, probes=3, steps=20, deflate=True, window=None, semi_definite=False, noise=0.0, seed=0, on_event=ignore
     )
     assert result.num_steps == 2
     for q in result.quadratures:
@@ -113,49 +124,14 @@ def test_a_spectrum_of_few_values_ends_early_and_exactly():
 def test_trace_and_its_blocks_hold_the_dense_figures(name):
     operator, dense = operator_of(name), dense_hessian(name)
     blocks = [b.parts for b in partition(operator.space.names, by="layer")]
-    result = trace(operator, probes=12, steps=16, blocks=blocks, seed=0, on_event=ignore)
+    result = trace(
+        operator, method="krylov", diagonal=False, probes=12, steps=16, blocks=blocks, seed=0, on_event=ignore
+    )
     assert holds(result.trace, np.trace(dense))
     assert holds(result.squared_frobenius, (dense**2).sum())
     for estimate, places in zip(result.blocks, places_of(operator.space, blocks), strict=True):
         assert holds(estimate, np.diag(dense)[places].sum())
     assert sum(e.value for e in result.blocks) == pytest.approx(result.trace.value, rel=1e-9)
-
-
-@pytest.mark.parametrize("steps", [0, 12])
-def test_intervals_of_trace_cover_over_seeds_and_deflation_narrows_them(steps):
-    eigenvalues = language_model_spectrum(300)
-    operator = with_spectrum(eigenvalues)
-    blocks = [frozenset({0}), frozenset({2})]
-    ends = np.cumsum([0, *operator.space.sizes])
-    diagonal = np.diag(operator.matrix)
-    truths = [diagonal[ends[0] : ends[1]].sum(), diagonal[ends[2] : ends[3]].sum()]
-    held, widths = [], []
-    for seed in range(200):
-        result = trace(operator, probes=8, steps=steps, blocks=blocks, seed=seed, on_event=ignore)
-        held.append([covers(result.trace, eigenvalues.sum()), *map(covers, result.blocks, truths)])
-        widths.append((result.trace.ci[1] - result.trace.ci[0]) / eigenvalues.sum())
-    # 200 draws of a 95 % interval: 0.90 lies three standard errors below.
-    assert (np.mean(held, axis=0) >= 0.90).all()
-    assert (np.median(widths) < 0.25) == (steps > 0)
-
-
-def test_intervals_of_density_cover_over_seeds():
-    eigenvalues = language_model_spectrum(300)
-    operator = with_spectrum(eigenvalues)
-    held = []
-    for seed in range(200):
-        result = density(
-            operator, probes=4, steps=24, deflate=True, reorthogonalise=True, noise=0.0, seed=seed, on_event=ignore
-        )
-        low, high = result.negative_mass_bounds
-        held.append(
-            [
-                covers(result.trace, eigenvalues.sum()),
-                covers(result.squared_frobenius, (eigenvalues**2).sum()),
-                low <= (eigenvalues < 0).mean() <= high,
-            ]
-        )
-    assert (np.mean(held, axis=0) >= 0.90).all()
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -186,7 +162,8 @@ def test_coupling_norms_are_unbiased():
     blocks = [frozenset({i}) for i in range(3)]
     result = blockdiag(operator, blocks=blocks, probes=400, seed=0, on_event=ignore)
     ends = np.cumsum([0, 20, 15, 25])
-    norms, errors = result.coupling()
+    found = result.coupling()
+    norms, errors = found.norms, found.errors
     for a in range(3):
         for b in range(3):
             truth = np.linalg.norm(operator.matrix[ends[a] : ends[a + 1], ends[b] : ends[b + 1]])
@@ -218,7 +195,7 @@ def test_a_matrix_without_block_structure_has_the_baseline_cosine():
     operator.matrix = (wigner + wigner.T) / 2
     blocks = [frozenset({i}) for i in range(count)]
     result = blockdiag(operator, blocks=blocks, probes=20, seed=0, on_event=ignore)
-    assert result.mean_cosine().value == pytest.approx(count**-0.5, abs=0.05)
+    assert result.cosines.mean() == pytest.approx(count**-0.5, abs=0.05)
 
 
 def test_a_product_that_is_not_linear_shows_in_the_residual():

@@ -61,7 +61,15 @@ def test_a_single_step_is_no_smallest_eigenvalue():
 @pytest.mark.parametrize("name", SPECTRA)
 def test_the_density_of_a_small_or_zero_matrix_can_be_reported(name, deflate):
     result = density(
-        operator_of(name), probes=4, steps=40, deflate=deflate, reorthogonalise=True, noise=0.0, seed=0, on_event=ignore
+        operator_of(name),
+        probes=4,
+        steps=40,
+        deflate=deflate,
+        window=None,
+        semi_definite=False,
+        noise=0.0,
+        seed=0,
+        on_event=ignore,
     )
     truth = np.array(SPECTRA[name])
     schema.Band(x=result.band.x.tolist(), low=result.band.low.tolist(), high=result.band.high.tolist())
@@ -79,7 +87,9 @@ def test_the_density_of_a_small_or_zero_matrix_can_be_reported(name, deflate):
 def test_the_trace_is_exact_where_the_budget_holds_the_whole_space(name):
     truth = np.array(SPECTRA[name])
     parts = [frozenset([i]) for i in range(len(operator_of(name).space.sizes))]
-    result = trace(operator_of(name), probes=4, steps=40, blocks=parts, seed=0, on_event=ignore)
+    result = trace(
+        operator_of(name), method="krylov", diagonal=False, probes=4, steps=40, blocks=parts, seed=0, on_event=ignore
+    )
     assert result.trace.value == pytest.approx(truth.sum(), abs=1e-11)
     assert result.squared_frobenius.value == pytest.approx((truth**2).sum(), abs=1e-11)
     assert sum(block.value for block in result.blocks) == pytest.approx(truth.sum(), abs=1e-11)
@@ -93,7 +103,15 @@ def test_eigenvalues_that_are_zero_are_not_counted_as_negative(deflate):
         truth = np.concatenate([np.zeros(270), np.random.default_rng(seed).normal(0, 1, 30)])
         operator = with_spectrum(truth, seed=seed, sizes=[100, 200])
         result = density(
-            operator, probes=4, steps=40, deflate=deflate, reorthogonalise=True, noise=0.0, seed=seed, on_event=ignore
+            operator,
+            probes=4,
+            steps=40,
+            deflate=deflate,
+            window=None,
+            semi_definite=False,
+            noise=0.0,
+            seed=seed,
+            on_event=ignore,
         )
         low, high = result.negative_mass_bounds
         held.append(low <= (truth < 0).mean() <= high)
@@ -124,9 +142,9 @@ def test_the_spread_over_blocks_is_covered_by_its_interval():
     pooled = np.sqrt(means.var() + 0.01**2)
     for _ in range(60):
         figures = means * rng.normal(1, 0.05, (5, 1)) + rng.normal(0, 0.01, (5, 20))
-        metric = blockdiag_metrics(BlockDiagonal(figures, figures, np.ones((5, 20, 20)), np.zeros(5)), noise=0.0)[
-            "relative_error_std"
-        ]
+        metric = blockdiag_metrics(
+            BlockDiagonal(figures, figures, figures, np.ones((5, 20, 20)), np.zeros(5)), noise=0.0
+        )["relative_error_std"]
         held += metric.ci[0] <= pooled * np.sqrt(20 / 19) <= metric.ci[1]
         assert metric.n == {"probes": 5, "blocks": 20}
     assert held >= 50
@@ -139,7 +157,15 @@ def test_the_spectral_radius_may_be_the_other_end():
 
 def test_the_effective_rank_lies_in_its_interval():
     result = density(
-        operator_of("two"), probes=4, steps=40, deflate=False, reorthogonalise=True, noise=0.0, seed=0, on_event=ignore
+        operator_of("two"),
+        probes=4,
+        steps=40,
+        deflate=False,
+        window=None,
+        semi_definite=False,
+        noise=0.0,
+        seed=0,
+        on_event=ignore,
     )
     low_norm = replace(result, squared_frobenius=Estimate(6.0, 0.5, (4.4, 7.6), 4))
     rank = density_metrics(low_norm, noise=0.0)["effective_rank"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hesscli.errors import UsageError
-from hesscli.report.figures import blocks, coupling, density, stems, traces
+from hesscli.report.figures import blocks, coupling, density, residuals, stems, traces
 from hesscli.report.figures.table import Table, write_table
 from hesscli.report.schema import Report
 
@@ -53,6 +53,8 @@ def _drawings(report: Report) -> list[Drawing]:
         drawings.append(("blockdiag", blocks.figure, [blocks.table(report)]))
     if report.command == "trace" and report.blocks:
         drawings.append(("trace", traces.figure, [traces.table(report)]))
+    if report.solve is not None and any(s.ending != "zero" for s in report.solve.systems):
+        drawings.append(("solve", residuals.figure, [residuals.table(report)]))
     if report.coupling is not None and report.coupling.blocks:
         drawings.append(("coupling", coupling.figure, [coupling.table(report)]))
     return drawings

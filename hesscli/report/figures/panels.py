@@ -113,7 +113,9 @@ def draw_distribution(axes: Axes, spectrum: Spectrum, scale: float, low: float, 
     ends = np.arcsinh(np.array([low, high]) / scale)
     x = scale * np.sinh(np.linspace(ends[0], ends[1], 800))
     mean = distribution(spectrum, x).mean
-    axes.axvspan(-scale, scale, color=GREY, alpha=0.15, lw=0, label=_unresolved(spectrum, scale))
+    zone = spectrum.unresolved
+    left, right = (-scale, scale) if zone is None else (zone.low, zone.high)
+    axes.axvspan(left, right, color=GREY, alpha=0.15, lw=0, label=_unresolved(spectrum, scale))
     if spectrum.band is not None:
         band = spectrum.band
         # Between two of its points the distribution is above the left one's bound and below the right one's.
@@ -133,6 +135,9 @@ def draw_distribution(axes: Axes, spectrum: Spectrum, scale: float, low: float, 
 
 def _unresolved(spectrum: Spectrum, scale: float) -> str:
     """Return the words for the zone where no eigenvalue is told apart, with its share where that is bounded."""
+    if (zone := spectrum.unresolved) is not None:
+        ends = f"{significant(zone.low, 2)} to {significant(zone.high, 2)}"
+        return f"{ends} not resolved:\n{percent(zone.mass_low)} to {percent(zone.mass_high)} of all"
     words = "$|λ| < l_0$, not resolved"
     if spectrum.band is None:
         return words

@@ -1,0 +1,111 @@
+"""Norms of blocks with intervals that cover, the share of each block, and where the top curvature lives."""
+
+import numpy as np
+import pytest
+from simulation import LEAST, SPECTRA, WIDEST, operator_with, simulate
+
+from hesscli.curvature.selection import partition_by_globs
+from hesscli.errors import UsageError
+from hesscli.events import ignore
+from hesscli.linalg.statistics import Estimate
+from hesscli.probes.blockdiag import blockdiag
+from hesscli.probes.top_curvature import top_curvature
+from hesscli.recipe.blocks import load_blocks
+
+BLOCKS = [frozenset({0}), frozenset({1, 2})]
+SIZES = [100, 40, 160]
+
+
+def squares_of(operator):
+    ends = np.cumsum([0, 100, 200])
+    table = operator.matrix**2
+    return np.array([[table[ends[a] : ends[a + 1], ends[b] : ends[b + 1]].sum() for b in (0, 1)] for a in (0, 1)])
+
+
+@pytest.mark.parametrize("spectrum", ["language model", "flat"])
+def test_intervals_of_block_norms_cover_and_are_not_idly_wide(spectrum):
+    operator = operator_with(SPECTRA[spectrum], sizes=SIZES)
+    squares = squares_of(operator)
+    truth_cells = np.sqrt(squares[[0, 0, 1], [0, 1, 1]])
+    shares = np.diag(squares) / squares.sum(axis=1)
+
+    def run(seed):
+        result = blockdiag(operator, blocks=BLOCKS, probes=10, seed=seed, on_event=ignore)
+        found = result.coupling()
+        cells = [
+            Estimate(found.norms[a, b], None, (found.low[a, b], found.high[a, b]), 10)
+            for a, b in ((0, 0), (0, 1), (1, 1))
+        ]
+        return [*cells, result.share(0), result.share(1), result.off_block_fraction]
+
+    outside = 1 - np.trace(squares) / squares.sum()
+    covered, widths, _ = simulate(run, np.array([*truth_cells, *shares, outside]))
+    assert (covered >= LEAST).all(), covered
+    assert (widths <= WIDEST).all(), widths
+
+
+def test_the_top_curvature_is_that_of_the_dense_eigenvectors():
+    operator = operator_with(SPECTRA["language model"], sizes=SIZES)
+    values, vectors = np.linalg.eigh(operator.matrix)
+    found = top_curvature(operator, blocks=BLOCKS, count=3, seed=0, on_event=ignore)
+    assert len(found) == 3
+    assert operator.num_matvecs <= 40 + 3 * 2
+    for rank, one in enumerate(found, start=1):
+        u = vectors[:, -rank]
+        parts = [np.where(np.arange(300) < 100, u, 0), np.where(np.arange(300) >= 100, u, 0)]
+        dense = np.array([[a @ operator.matrix @ b for b in parts] for a in parts])
+        assert one.value == pytest.approx(values[-rank], rel=1e-5)
+        assert one.matrix == pytest.approx(dense, rel=1e-2, abs=1e-2 * values[-rank])
+        assert abs(one.inside - np.trace(dense) / values[-rank]) <= one.inside_error
+
+
+def test_all_of_a_block_diagonal_matrix_is_inside():
+    operator = operator_with(np.ones(60), sizes=[30, 10, 20])
+    operator.matrix = np.zeros((60, 60))
+    rng = np.random.default_rng(0)
+    for block in (slice(0, 30), slice(30, 60)):
+        part = rng.standard_normal((30, 30))
+        operator.matrix[block, block] = part @ part.T
+    one = top_curvature(operator, blocks=BLOCKS, count=1, seed=0, on_event=ignore)[0]
+    assert one.inside == pytest.approx(1, abs=1e-12)
+    result = blockdiag(operator, blocks=BLOCKS, probes=3, seed=0, on_event=ignore)
+    assert result.share(0).value == pytest.approx(1, abs=1e-12)
+
+
+NAMES = ["embed.weight", "layers.0.a", "layers.0.b", "layers.1.a"]
+
+
+def test_globs_make_blocks_in_their_order():
+    blocks = partition_by_globs(NAMES, {"deep": ["layers.*"], "words": ["embed*"]})
+    assert [(b.name, sorted(b.parts)) for b in blocks] == [("deep", [1, 2, 3]), ("words", [0])]
+
+
+@pytest.mark.parametrize(
+    ("globs", "said"),
+    [
+        ({"a": ["embed*"], "b": ["layers.0.*"]}, "'layers.1.a' is in no block"),
+        ({"a": ["*"], "b": ["layers.0.*"]}, "'layers.0.a' is in 'a' and in 'b'"),
+        ({"a": ["*"], "b": ["head*"]}, "block 'b' matches no parameter"),
+    ],
+)
+def test_a_parameter_in_two_blocks_or_in_none_is_named(globs, said):
+    with pytest.raises(UsageError, match=r"operator\.blocks") as error:
+        partition_by_globs(NAMES, globs)
+    assert said in str(error.value)
+
+
+def test_a_file_of_blocks_is_read_with_bare_stars(tmp_path):
+    path = tmp_path / "blocks.yaml"
+    path.write_text("# by hand\nfirst: *embed*, layers.0.*  # early\nlater:\n  - layers.1.*\n")
+    assert load_blocks(path) == {"first": ["*embed*", "layers.0.*"], "later": ["layers.1.*"]}
+
+
+@pytest.mark.parametrize("text", ["", "- a\n", "a: 3\n", "a: ''\n", "a: [b\n", "a: b\na: c\n", "a: {b: c}\n"])
+def test_a_file_of_blocks_that_is_not_one_is_refused_in_one_line(tmp_path, text):
+    path = tmp_path / "blocks.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=r"operator\.blocks") as error:
+        load_blocks(path)
+    assert "\n" not in str(error.value)
+    with pytest.raises(UsageError, match="cannot be read"):
+        load_blocks(tmp_path / "missing.yaml")

@@ -1,0 +1,165 @@
+"""A run that is killed at any moment goes on where it was, and ends with the same report."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hesscli.curvature.double_backward import HessianOperator
+from hesscli.errors import UsageError
+from hesscli.recipe.document import resolve
+from hesscli.run.folder import part_folder
+from hesscli.run.product_log import ProductLog
+from hesscli.run.session import run
+
+SMALL = {
+    "model.id": "demo",
+    "data.limit": 2,
+    "data.max_length": 24,
+    "operator.params": ["*layers.0*"],
+    "output.plots": "none",
+}
+PROBES = {
+    "topk": {"estimator.k": 2, "estimator.steps": 12},
+    "density": {"estimator.probes": 2, "estimator.steps": 5},
+    "trace": {"estimator.probes": 4, "estimator.steps": 4},
+    "blockdiag": {"estimator.probes": 2, "operator.by": "module"},
+    "solve": {"estimator.steps": 12, "operator.kind": "ggn"},
+}
+
+
+def recipe(probe, folder, **more):
+    return resolve([("test", {"probe": probe, "output.dir": str(folder), **SMALL, **PROBES[probe], **more})])[0]
+
+
+def measured(probe, folder, **more):
+    return run(recipe(probe, folder, **more), force=False, resume=True, on_event=lambda _event: None)
+
+
+def without_times(path):
+    report = json.loads(Path(path).read_text())
+    for key in ("created", "seconds"):
+        del report[key]
+    for key in ("seconds_per_matvec", "gradient_seconds", "peak_bytes"):
+        del report["cost"][key]
+    del report["operator"]["why"]  # holds the memory that was free
+    return report
+
+
+class Cut(BaseException):
+    pass
+
+
+def cut_off_after(count, probe, folder, monkeypatch, **more):
+    """A run that ends, as a signal would end it, when so many requests have been logged."""
+    add, left = ProductLog.add, [count]
+
+    def counted(self, vs, products, memory):
+        add(self, vs, products, memory)
+        left[0] -= 1
+        if left[0] == 0:
+            raise Cut
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ProductLog, "add", counted)
+        with pytest.raises(Cut):
+            measured(probe, folder, **more)
+
+
+@pytest.mark.parametrize(
+    ("probe", "product"), [*((p, "auto") for p in PROBES), ("density", "layered"), ("topk", "finite-difference")]
+)
+def test_a_run_that_was_cut_off_ends_with_the_same_report(probe, product, tmp_path, monkeypatch):
+    more = {"operator.product": product}
+    whole = measured(probe, tmp_path / "whole", **more)
+    for count in (2, 5, 3):  # each of three attempts comes a little further
+        cut_off_after(count, probe, tmp_path / "cut", monkeypatch, **more)
+    resumed = measured(probe, tmp_path / "cut", **more)
+    assert resumed.folder.name == whole.folder.name
+    assert without_times(resumed.folder / "report.json") == without_times(whole.folder / "report.json")
+    assert not (resumed.folder / "state").exists()
+    assert not resumed.folder.with_name(resumed.folder.name + ".part").exists()
+
+
+def test_products_are_not_made_again(tmp_path, monkeypatch):
+    cut_off_after(9, "topk", tmp_path, monkeypatch)
+    made, original = [], HessianOperator.matvecs
+    monkeypatch.setattr(HessianOperator, "matvecs", lambda self, vs: made.append(len(vs)) or original(self, vs))
+    report = measured("topk", tmp_path).report
+    on_slice = 2 + sum(len(report.eigenpairs) for _ in range(2))  # choice of the product, and the slice's spread
+    assert sum(made) <= report.cost.matvecs - 9 + on_slice
+
+
+@pytest.mark.parametrize("damage", ["cut short", "emptied", "another vector's"])
+def test_a_damaged_log_is_used_as_far_as_it_is_good(damage, tmp_path, monkeypatch):
+    whole = measured("trace", tmp_path / "whole")
+    cut_off_after(8, "trace", tmp_path / "cut", monkeypatch)
+    (state,) = (tmp_path / "cut").glob("*/*/*.part/state")
+    file = state / "000005.safetensors"
+    if damage == "another vector's":
+        file.write_bytes((state / "000006.safetensors").read_bytes())
+    else:
+        file.write_bytes(file.read_bytes()[: 0 if damage == "emptied" else -100])
+    resumed = measured("trace", tmp_path / "cut")
+    assert without_times(resumed.folder / "report.json") == without_times(whole.folder / "report.json")
+
+
+def test_without_resume_nothing_is_kept_and_nothing_is_used(tmp_path, monkeypatch):
+    cut_off_after(4, "trace", tmp_path, monkeypatch)
+    events = []
+    run(recipe("trace", tmp_path), force=False, resume=False, on_event=events.append)
+    assert not any("cut off" in str(event) for event in events)
+    assert not list(tmp_path.glob("*/*/*.part"))
+
+
+def test_two_processes_do_not_write_one_run(tmp_path):
+    with (
+        part_folder(tmp_path / "run", resume=True),
+        pytest.raises(UsageError, match="another process"),
+        part_folder(tmp_path / "run", resume=True),
+    ):
+        pass
+    assert (tmp_path / "run").is_dir()
+
+
+def test_a_failure_before_the_first_product_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError, match="no"), part_folder(tmp_path / "a" / "run", resume=True):
+        raise ValueError("no")
+    assert not list((tmp_path / "a").iterdir())
+
+
+_FORKS = """
+import os, random, signal, sys, time
+sys.path.insert(0, {tests!r})
+from run.test_resume import measured
+probe, folder, longest, seed = sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
+moments = random.Random(seed)
+for _ in range(10):
+    child = os.fork()
+    if child == 0:
+        measured(probe, folder)
+        os._exit(0)
+    time.sleep(moments.uniform(0.0, longest))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+measured(probe, folder)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("probe", ["density", "topk"])
+def test_killed_at_ten_random_moments_it_ends_with_the_same_report(probe, tmp_path):
+    start = time.perf_counter()
+    whole = measured(probe, tmp_path / "whole")
+    longest = time.perf_counter() - start
+    tests = str(Path(__file__).parents[1])
+    arguments = [probe, str(tmp_path / "killed"), str(longest), "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": tests}
+    subprocess.run([sys.executable, "-c", _FORKS.format(tests=tests), *arguments], check=True, env=environment)
+    (report,) = (tmp_path / "killed").glob("*/*/*/report.json")
+    assert without_times(report) == without_times(whole.folder / "report.json")
