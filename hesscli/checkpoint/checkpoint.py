@@ -23,7 +23,7 @@ _PROCESSOR = "preprocessor_config.json"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Checkpoint:
-    """A model in eval mode whose parameters all require gradients and all lie on a real device."""
+    """A model in eval mode whose parameters all lie on a real device, and require gradients but for its constants."""
 
     model: PreTrainedModel
     identity: Identity

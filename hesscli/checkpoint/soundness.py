@@ -4,10 +4,11 @@ import importlib.util
 import inspect
 import sys
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from hesscli.errors import DoesNotFitError, UnavailableError
@@ -17,10 +18,12 @@ from hesscli.events import OnEvent, Warned
 _KERNEL_PACKAGES = ("mamba_ssm", "causal_conv1d", "fla")
 
 
-def prepare(model: PreTrainedModel) -> None:
-    """Eval mode, gradients for every parameter, no key-value cache (it would keep graphs alive)."""
+def prepare(model: PreTrainedModel, *, constants: Iterable[nn.Parameter]) -> None:
+    """Eval mode, gradients for every parameter but the constants, no key-value cache (it would keep graphs alive)."""
     model.eval()
     model.requires_grad_(True)
+    for p in constants:
+        p.requires_grad_(False)
     model.config.use_cache = False
     model.config.get_text_config(decoder=True).use_cache = False
 

@@ -69,10 +69,10 @@ def effective_dimension(
 def tail_exponent(outliers: np.ndarray) -> Estimate | None:
     """The a in lambda_i ~ i^-a by Hill's estimator on the largest eigenvalues (count,).
 
-    None of them may be missing. With the smallest of them as the threshold t, the mean of log(lambda_i / t) over the k others estimates a (Hill
-    1975). For a Pareto tail it is a times a Gamma(k, 1/k) variable, which gives the interval; for values that lie
-    on the power law exactly it is 9 to 16 % low at 20 to 6 of them, well inside. What lies beyond a gap that no power
-    law has, as the bulk does, is left out. None for fewer than seven.
+    None of them may be missing. With the smallest as the threshold t, the mean of log(lambda_i / t) over the k others
+    estimates a (Hill 1975). For a Pareto tail it is a times a Gamma(k, 1/k) variable, which gives the interval; for
+    values that lie on the power law exactly it is 9 to 16 % low at 20 to 6 of them, well inside. What lies beyond a
+    gap that no power law has, as the bulk does, is left out. None for fewer than seven.
     """
     sizes = np.sort(np.asarray(outliers, dtype=np.float64))[::-1]
     sizes = _before_a_break(sizes[sizes > 0])

@@ -115,7 +115,8 @@ def sketch_range(
 ) -> tuple[Basis[V], np.ndarray, int]:
     """Q and R of H S = Q R for sketching vectors S of signs, and the number of products that it took.
 
-    R is (r, r), with r < sketches where H S has no more rank. Gram-Schmidt twice. Raises FloatingPointError where a product is not finite.
+    R is (r, r), with r < sketches where H S has no more rank. Gram-Schmidt twice. Raises FloatingPointError where
+    a product is not finite.
     """
     space, columns = operator.space, []
     basis, longest, taken = space.basis(), 0.0, 0

@@ -75,8 +75,8 @@ def density(
     With `deflate`, one run of as many products comes first, holds its basis of `steps` vectors, and leaves one
     vector for each pair that converged. The probes hold 3 vectors each, and `window` more: the latest that a new one
     is made orthogonal to, all of them for None and for 0 none. A matrix that is `semi_definite` has an effective
-    dimension, bracketed at a damping of 1e-3 of its largest eigenvalue. `noise` is the product's relative error; the band is widened by twice what it does to
-    an eigenvalue.
+    dimension, bracketed at a damping of 1e-3 of its largest eigenvalue. `noise` is the product's relative error;
+    the band is widened by twice what it does to an eigenvalue.
 
     Raises FloatingPointError where a product is not finite.
     """

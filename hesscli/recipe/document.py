@@ -18,6 +18,7 @@ class StrictLoader(yaml.SafeLoader):
     """YAML without code, and without keys that stand twice: the last would win in silence."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuse what stands twice, then go on as usual."""
         keys = [key.value for key, _ in node.value]
         twice = next((key for key in keys if keys.count(key) > 1), None)
         if twice is not None:

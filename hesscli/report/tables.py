@@ -70,7 +70,8 @@ def pair_table(report: Report) -> Table:
 
 def block_table(report: Report) -> Table:
     """Return a row per block with its figures."""
-    names = [name for name in ("relative_error", "cosine", "share", "trace") if any(name in b.metrics for b in report.blocks)]
+    figures = ("relative_error", "cosine", "share", "trace")
+    names = [name for name in figures if any(name in b.metrics for b in report.blocks)]
     table = _table("block", "parameters", *[name.replace("_", " ") for name in names])
     for block in report.blocks[:MOST]:
         cells = [_cell(block.metrics.get(name)) for name in names]

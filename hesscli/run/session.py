@@ -11,6 +11,7 @@ from hesscli import __version__
 from hesscli.curvature.choice import Choice, choose_operator
 from hesscli.curvature.finite_difference import FiniteDifferenceOperator
 from hesscli.curvature.kinks import find_kinks
+from hesscli.curvature.precision import narrow_inside
 from hesscli.curvature.preflight import Preflight, check_product
 from hesscli.curvature.risk import EmpiricalRisk, LossValue
 from hesscli.errors import UntrustworthyError, UsageError
@@ -126,6 +127,8 @@ def _measured(
     choice = _choice(recipe, subject.risk, folder / STATE, resume=resume)
     listener(Noted(f"{choice.product}: {choice.why}"))
     differences = _differences(choice)
+    if (narrow := narrow_inside(subject.risk)) is not None:
+        listener(narrow)
     for warning in find_kinks(subject.checkpoint.model) if differences else []:
         listener(warning)
     log = ProductLog(folder / STATE, subject.risk.space) if resume else None

@@ -4,13 +4,10 @@
 import heads
 import pytest
 import torch
-from transformers import (
-    AutoConfig,
-    BertConfig,
-    BertForPreTraining,
-)
+from transformers import AutoConfig, BertConfig, BertForPreTraining, MarianConfig, MarianMTModel
 
 from hesscli.checkpoint.tasks import TASKS, find_task
+from hesscli.curvature.selection import select_parameters
 from hesscli.errors import HessError, UsageError
 from hesscli.events import Warned
 
@@ -123,3 +120,29 @@ def test_the_settings_hash_sees_settings_and_not_where_they_lie(load, tmp_path):
     assert first.config_sha256 == again.config_sha256
     again.model.config.layer_norm_eps *= 2
     assert first.config_sha256 != again.config_sha256
+
+
+def test_what_the_model_does_not_train_is_a_constant(tmp_path, load):
+    torch.manual_seed(0)
+    config = MarianConfig(
+        vocab_size=19,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        max_position_embeddings=32,
+        pad_token_id=0,
+        decoder_start_token_id=0,
+        eos_token_id=1,
+        forced_eos_token_id=1,
+    )
+    MarianMTModel(config).save_pretrained(tmp_path)
+    checkpoint = load(str(tmp_path))
+    names = list(select_parameters(checkpoint.model, params=["*"], exclude=[]))
+    assert [n for n, _ in checkpoint.model.named_parameters() if n not in names] == [
+        "model.encoder.embed_positions.weight",
+        "model.decoder.embed_positions.weight",
+    ]

@@ -15,8 +15,8 @@ OPTIONS = {
     "": "--help --version -V -h",
     "density": f"{SHARED} --basis --basis-dtype --probes --reorthogonalise --steps",
     "topk": f"{SHARED} --basis --basis-dtype --basis-product --held-out --k --krylov-dim --steps --tolerance --which -k",
-    "trace": f"{SHARED} --basis --basis-dtype --by --probes --steps",
-    "blockdiag": f"{SHARED} --by --probes",
+    "trace": f"{SHARED} --basis --basis-dtype --blocks --by --diagonal --method --probes --steps",
+    "blockdiag": f"{SHARED} --blocks --by --probes --top",
     "solve": f"{SHARED} --damping --preconditioner --rhs --solver --steps --tolerance",
     "run": "--force --help --json --print-config --quiet --report --strict -h -q",
     "plot": "--help --output-dir --plots -h -o",
@@ -26,8 +26,8 @@ KEYS = {
     "": "name probe schema",
     "model": "allow_pickle attn device_map dtype id max_memory offline placement revision task trust_remote_code",
     "data": "batch_size column config_name id limit mask_prompt max_length pack revision split target_column",
-    "operator": "by exclude kind params product",
-    "estimator": "basis basis_dtype basis_product damping held_out k krylov_dim preconditioner preset probes reorthogonalise rhs seed solver steps tolerance which",
+    "operator": "blocks by exclude kind params product",
+    "estimator": "basis basis_dtype basis_product damping diagonal held_out k krylov_dim method preconditioner preset probes reorthogonalise rhs seed solver steps tolerance top which",
     "output": "dir plots",
 }
 COMMAND = typer.main.get_command(app)
