@@ -92,7 +92,7 @@ def load_checkpoint(
     soundness.check_complete(net, info, id=base.id, on_event=on_event)
     soundness.check_resident(net, id=base.id)
     tied = soundness.check_ties(net, id=base.id)
-    constants = [p for p in net.parameters() if not p.requires_grad]  # as sinusoids are, by the model's own code
+    constants = soundness.constants(net)
     trained = () if adapter is None else attach(adapter, net)
     soundness.check_finite(net, id=source.id)
     soundness.prepare(net, constants=constants)

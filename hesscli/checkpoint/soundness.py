@@ -1,5 +1,6 @@
 """Checks on a model that was loaded: nothing made up, nothing absent, nothing that is not a number."""
 
+import copy
 import importlib.util
 import inspect
 import sys
@@ -11,11 +12,26 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from hesscli.checkpoint.quiet import quiet
 from hesscli.errors import DoesNotFitError, UnavailableError
 from hesscli.events import OnEvent, Warned
 
 # Packages whose kernels a model takes when they are there; they have no second derivative.
 _KERNEL_PACKAGES = ("mamba_ssm", "causal_conv1d", "fla")
+
+
+def constants(model: PreTrainedModel) -> list[nn.Parameter]:
+    """Parameters that the model's own code does not train, such as sinusoids of positions.
+
+    Loading makes every parameter one that is trained, so this asks a model without weights.
+    """
+    try:
+        with torch.device("meta"), quiet():
+            bare = type(model)(copy.deepcopy(model.config))
+    except Exception:  # any of 400 architectures, or the checkpoint's own code
+        return []
+    names = {name for name, p in bare.named_parameters() if not p.requires_grad}
+    return [p for name, p in model.named_parameters() if name in names]
 
 
 def prepare(model: PreTrainedModel, *, constants: Iterable[nn.Parameter]) -> None:

@@ -81,6 +81,9 @@ def topk(
     unlikely. Holds as many vectors as steps, or `krylov_dim` with restarts, and three; at the end those of the pairs
     and guards and ten.
 
+    Where the recurrence shows that the product is noisy, the values are those of the whole Gram-Schmidt matrix, which
+    are better than Rayleigh quotients then; the bars are about them.
+
     `quadratic_forms` maps a few vectors u to u.H_b u for each batch b, (batches, vectors); it is called on the pairs.
 
     Raises FloatingPointError where a product is not finite.
@@ -103,6 +106,7 @@ def topk(
     on_event(Finished("topk"))
     reach, loss = state.reach(target.signs), state.orthogonality_loss()
     basis, others = _extracted(state, target)
+    arnoldi = np.sort(np.linalg.eigvals(state.projection()[0]).real)
     on_event(Started("certify", len(basis)))
     basis, certified = _certified(operator, basis, target, cheap=basis_operator is not None)
     on_event(Finished("certify"))
@@ -127,6 +131,8 @@ def topk(
             certified = certify(operator, basis)
         on_event(Finished("completeness"))
     bars = eigenvalue_bars(certified, rest=completeness.rest if completeness else (None, None))
+    if state.noise() and basis_operator is None and len(arnoldi) == len(bars):
+        bars, certified = _moved(certified, bars, arnoldi)
     good = target.converged(
         certified.values, certified.residual_norms, radius=max(state.scale, np.abs(certified.values).max())
     )
@@ -176,6 +182,19 @@ def _certified(
         basis = refined(operator, basis)
         certified = certify(operator, basis)
     return basis, certified
+
+
+def _moved(certified: Certified, bars: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, Certified]:
+    """Values from the whole Gram-Schmidt matrix of a noisy product in the place of Rayleigh quotients, bars and all.
+
+    A noisy basis makes a quotient fall short by (noise / value)^2, whatever the number of parameters n; an eigenvalue
+    of the matrix that is not made symmetric errs by noise / sqrt(n). Moved by no more than the residual: the residual
+    of the new value is the root of the squares, for it is at a right angle.
+    """
+    shifts = values - certified.values
+    shifts[np.abs(shifts) > certified.residual_norms] = 0.0
+    residual_norms = np.hypot(certified.residual_norms, shifts)
+    return bars + np.abs(shifts), Certified(certified.values + shifts, residual_norms, certified.asymmetry)
 
 
 def _forms(
