@@ -65,7 +65,7 @@ def trace_estimate(
         return draws
     bound = (1 + share) * max(0.0, float(np.mean(squares)) - float(np.mean(forms)) ** 2 / dimension)
     model = float(np.sqrt(bound / draws.count))
-    half = inflation * max((draws.ci[1] - draws.ci[0]) / 2, 0.0)
+    half = inflation * max((draws.ci[1] - draws.ci[0]) / 2, _NORMAL * model)
     return Estimate(
         draws.value, inflation * max(draws.stderr, model), (draws.value - half, draws.value + half), draws.count
     )

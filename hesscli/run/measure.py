@@ -20,6 +20,7 @@ from hesscli.report import schema
 from hesscli.run.artifacts import VectorFile
 from hesscli.run.basis import basis_fits, storage_of
 from hesscli.run.blocks import LINEARITY_LIMIT, blockdiag_blocks, blockdiag_metrics, coupling, top_block_curvature
+from hesscli.run.data_error import add_to_trace
 from hesscli.run.diagonal import diagonal_file, few_resolved, resolved_metric, tensor_means
 from hesscli.run.metrics import Metrics, density_metrics, topk_metrics, trace_blocks, trace_metrics
 from hesscli.run.observed import ObservedOperator
@@ -134,6 +135,7 @@ def _density(recipe: Recipe, subject: Subject, operator: ObservedOperator, noise
     if recipe.operator.kind != "hessian":
         why = "the matrix is positive semi-definite: no eigenvalue lies below zero"
         findings.metrics["negative_mass"] = schema.Metric(value=0.0, ci=(0.0, 0.0), reason=why)
+    add_to_trace(findings.metrics, subject, operator, seed=settings["seed"], on_event=on_event)
     findings.spectrum = schema.Spectrum(
         nodes=[q.values.tolist() for q in result.quadratures],
         weights=[q.weights.tolist() for q in result.quadratures],
@@ -184,6 +186,7 @@ def _trace(recipe: Recipe, subject: Subject, operator: ObservedOperator, noise: 
         trace_metrics(result, noise=noise),
         blocks=trace_blocks(result, subject.blocks, space, noise=noise),
     )
+    add_to_trace(findings.metrics, subject, operator, seed=settings["seed"], on_event=on_event)
     if result.diagonal is not None:
         file, share = diagonal_file(result.diagonal)
         if (warning := few_resolved(share)) is not None:

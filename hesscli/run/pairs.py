@@ -17,14 +17,12 @@ from hesscli.probes.topk import TopK, topk
 from hesscli.recipe import Recipe
 from hesscli.report import schema
 from hesscli.run.basis import krylov_dim_of
+from hesscli.run.data_error import FEWEST, GROUPS
 from hesscli.run.metrics import topk_precision
 from hesscli.run.observed import ObservedOperator
 from hesscli.run.product_log import ProductLog
 from hesscli.run.setup import Subject
 from hesscli.run.slices import batches
-
-_FEWEST = 4  # a spread of fewer batches is no standard error
-_GROUPS = 16  # of rows, where batches are fewer: with 16 the standard error itself is good to a fifth
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +47,8 @@ def measure_pairs(
     if krylov_dim is not None and estimator.krylov_dim is None:
         on_event(Noted(f"the basis is restarted at {krylov_dim} vectors: more do not fit in memory"))
     cheap = _basis_operator(recipe, subject, operator.log)
-    groups = groups_of_rows(subject.risk.batches, at_least=_GROUPS)
-    others = groups_of_rows(_held_out(subject), at_least=_GROUPS)
+    groups = groups_of_rows(subject.risk.batches, at_least=GROUPS)
+    others = groups_of_rows(_held_out(subject), at_least=GROUPS)
     result = topk(
         operator,
         k=estimator.k,
@@ -61,7 +59,7 @@ def measure_pairs(
         on_event=on_event,
         krylov_dim=krylov_dim,
         basis_operator=cheap,
-        quadratic_forms=_forms(subject, operator, groups, others) if len(groups) >= _FEWEST or others else None,
+        quadratic_forms=_forms(subject, operator, groups, others) if len(groups) >= FEWEST or others else None,
     )
     settings: dict[str, object] = {
         "steps_taken": result.num_steps,
@@ -84,7 +82,7 @@ def measure_pairs(
         if not found.complete:
             what = "an eigenvalue may be missing among the pairs, or a copy of one: the probes could not settle it"
             on_event(Warned("completeness", what))
-    if len(groups) < _FEWEST:
+    if len(groups) < FEWEST:
         what = f"the slice has {len(groups)} rows with a loss term: the error that the data makes is not estimated"
         on_event(Warned("few-rows", what))
     return result, _spread(result, groups, others), settings
@@ -145,7 +143,7 @@ def _spread(result: TopK, groups: Sequence[Batch], others: Sequence[Batch]) -> S
 
     inside, outside = forms[: len(groups)], forms[len(groups) :]
     return Spread(
-        estimates(inside, groups) if len(groups) >= _FEWEST else None,
+        estimates(inside, groups) if len(groups) >= FEWEST else None,
         estimates(outside, others) if others else None,
         len(groups),
     )
