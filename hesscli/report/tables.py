@@ -42,8 +42,8 @@ def metric_cells(metric: Metric) -> tuple[str, str, str]:
         return value, error, "parts not measured"
     name, size = source
     only = ", only one known" if len(known_parts(metric.errors)) == 1 else ""
-    if name == "data" and size > max(found):  # the interval is for this slice, not for the data it stands for
-        only = ", not in ±"
+    if name == "data":  # the interval is for this slice, not for the data it stands for
+        only = ", not in the bar"
     return value, error, f"{name} ({significant(size, 2)}){only}"
 
 

@@ -1,6 +1,6 @@
-"""Seconds per Hessian-vector product over seconds per gradient, beside other libraries, as a Markdown table.
+"""What products and probes cost, beside other libraries, as Markdown tables.
 
-Usage: python tests/benchmark [--model demo|8m|all] [--repeats N] [--threads N] [--cpu-time]
+Usage: python tests/benchmark [--what products|probes|all] [--model demo|8m|all] [--repeats N] [--threads N] [--cpu-time]
 """
 
 import argparse
@@ -9,9 +9,13 @@ import platform
 import sys
 import time
 
+import blockdiag_cost
+import eigenpairs
+import lanczos_cost
 import torch
 from measuring import cells, measure
 from subjects import SUBJECTS
+from tables import write_table
 
 from hesscli.run.environment import keep_freed_pages
 
@@ -20,8 +24,9 @@ _COLUMNS = ["model", "product", "seconds", "gradients", "min..max", "relative di
 
 def _arguments():
     parser = argparse.ArgumentParser(prog="tests/benchmark", description=__doc__.splitlines()[0])
+    parser.add_argument("--what", choices=["products", "probes", "all"], default="all")
     parser.add_argument("--model", choices=[*SUBJECTS, "all"], default="all")
-    parser.add_argument("--repeats", type=int, default=7, help="turns; the median is shown")
+    parser.add_argument("--repeats", type=int, default=7, help="turns of the products; the median is shown")
     parser.add_argument("--threads", type=int, help="torch's threads; its own choice if left out")
     parser.add_argument("--cpu-time", action="store_true", help="seconds of the processor, for a busy machine")
     arguments = parser.parse_args()
@@ -36,8 +41,28 @@ def _say(text):
     sys.stderr.write(f"{text}\n")
 
 
-def _write(values):
-    sys.stdout.write(f"| {' | '.join(values)} |\n")
+def _products(subjects, repeats, clock):
+    """Whether all products are of one matrix, after their table."""
+    tables = [(subject, measure(subject, repeats, clock=clock, say=_say)) for subject in subjects]
+    shown = [[subject.name, row.name, *cells(row, rows[0])] for subject, rows in tables for row in rows]
+    write_table(_COLUMNS, shown, [f"the median of {repeats} turns"])
+    # A product of another quantity is a fault; a peer that is absent or cannot take the model is not.
+    reasons = [row.reason for _, rows in tables for row in rows]
+    return not any(reason is not None and reason.startswith("differs") for reason in reasons)
+
+
+def _probes(subjects, clock):
+    """Eigenpairs on the trained checkpoint; what goes by the size of a model, on the larger one."""
+    for subject in subjects:
+        if subject.name == "demo":
+            rows = eigenpairs.eigenpair_rows(subject, clock=clock, say=_say)
+            write_table(eigenpairs.COLUMNS, rows, eigenpairs.LEGEND)
+        else:
+            for part, measured in (
+                (lanczos_cost, lanczos_cost.lanczos_rows),
+                (blockdiag_cost, blockdiag_cost.blockdiag_rows),
+            ):
+                write_table(part.COLUMNS, measured(subject, clock=clock, say=_say), part.LEGEND)
 
 
 def main():
@@ -47,25 +72,20 @@ def main():
         torch.set_num_threads(arguments.threads)
     chosen = list(SUBJECTS) if arguments.model == "all" else [arguments.model]
     clock = time.process_time if arguments.cpu_time else time.perf_counter
-    tables = []
-    for name in chosen:
-        subject = SUBJECTS[name]()
-        tables.append((subject, measure(subject, arguments.repeats, clock=clock, say=_say)))
-    _write(_COLUMNS)
-    _write(["---"] * len(_COLUMNS))
-    for subject, rows in tables:
-        for row in rows:
-            _write([subject.name, row.name, *cells(row, rows[0])])
-    sys.stdout.write("\n")
-    for subject, _ in tables:
+    subjects = [SUBJECTS[name]() for name in chosen]
+    good = True
+    if arguments.what != "probes":
+        good = _products(subjects, arguments.repeats, clock)
+    if arguments.what != "products":
+        _probes(subjects, clock)
+    for subject in subjects:
         sys.stdout.write(f"- {subject}\n")
     sys.stdout.write(
         f"- torch {torch.__version__}, threads {torch.get_num_threads()}, cores {os.cpu_count()} "
-        f"({platform.machine()}), float32, eager attention, {arguments.repeats} turns, "
+        f"({platform.machine()}), float32, eager attention, "
         f"{'processor' if arguments.cpu_time else 'wall-clock'} seconds\n"
     )
-    # A product of another quantity is a fault; a peer that is absent or cannot take the model is not.
-    return any(row.reason is not None and row.reason.startswith("differs") for _, rows in tables for row in rows)
+    return not good
 
 
 if __name__ == "__main__":

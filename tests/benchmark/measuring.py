@@ -28,7 +28,7 @@ def _distance(result, truth):
     return (squares / sum(float(t.double().square().sum()) for t in truth)) ** 0.5
 
 
-def _in_short(error):
+def in_short(error):
     first = (str(error).strip().splitlines() or [""])[0]
     return f"{type(error).__name__}: {first}"[:200].replace("|", "/")
 
@@ -51,7 +51,7 @@ def measure(subject, repeats, *, clock, say):
         except Exception as error:  # whatever a peer raises on this model is its row
             if truth is None:
                 raise
-            row.reason = _in_short(error)
+            row.reason = in_short(error)
             continue
         if truth is None:
             truth = result

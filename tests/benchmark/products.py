@@ -29,7 +29,7 @@ class _PlainSiLU(nn.Module):
         return x * torch.sigmoid(x)
 
 
-class _Logits(nn.Module):
+class Logits(nn.Module):
     """A model as the peers want it: token ids in, one row of logits per position out."""
 
     def __init__(self, model):
@@ -40,7 +40,7 @@ class _Logits(nn.Module):
         return self.model(input_ids=ids, use_cache=False).logits.flatten(0, 1)
 
 
-def _tensors(subject):
+def tensors(subject):
     """Token ids and flat targets. Rows are full, so that no peer needs an attention mask."""
     ids, mask = subject.batch.inputs["input_ids"], subject.batch.inputs.get("attention_mask")
     if mask is not None and not bool(mask.all()):
@@ -61,7 +61,7 @@ def mean_loss(model, batch):
 
 def gradient(subject):
     """Loss and gradient: the unit of the table."""
-    model, batch = _Logits(subject.own_model()), _tensors(subject)
+    model, batch = Logits(subject.own_model()), tensors(subject)
     parameters = list(model.parameters())
     return lambda: torch.autograd.grad(mean_loss(model, batch), parameters)
 
@@ -103,7 +103,7 @@ def hess_forward(subject, v):
 def _eigenthings(subject, v, method):
     from hessian_eigenthings.operators.hessian import HessianOperator as Peer
 
-    operator = Peer(_Logits(subject.own_model()), [_tensors(subject)], mean_loss, method=method)
+    operator = Peer(Logits(subject.own_model()), [tensors(subject)], mean_loss, method=method)
     flat = _flat(v)
     return lambda: operator.matvec(flat)
 
@@ -120,14 +120,14 @@ def curvlinops(subject, v):
     """Forward over reverse under no_grad; it cannot take torch's SiLU, so its copy of the model has another."""
     from curvlinops import HessianLinearOperator
 
-    model, flat = _Logits(subject.own_model()), _flat(v)
+    model, flat = Logits(subject.own_model()), _flat(v)
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, (nn.SiLU, SiLUActivation)):
                 setattr(module, name, _PlainSiLU())
     criterion = nn.CrossEntropyLoss(ignore_index=IGNORED)
     operator = HessianLinearOperator(
-        model, criterion, list(model.parameters()), [_tensors(subject)], check_deterministic=False
+        model, criterion, list(model.parameters()), [tensors(subject)], check_deterministic=False
     )
     return lambda: operator @ flat
 
@@ -140,7 +140,7 @@ def pyhessian(subject, v):
     criterion = nn.CrossEntropyLoss(ignore_index=IGNORED)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # backward(create_graph=True) is warned of
-        kept = hessian(_Logits(subject.own_model()), criterion, data=_tensors(subject), cuda=False)
+        kept = hessian(Logits(subject.own_model()), criterion, data=tensors(subject), cuda=False)
     return lambda: hessian_vector_product(kept.gradsH, kept.params, v)
 
 

@@ -114,8 +114,8 @@ def draw_distribution(axes: Axes, spectrum: Spectrum, scale: float, low: float, 
     x = scale * np.sinh(np.linspace(ends[0], ends[1], 800))
     mean = distribution(spectrum, x).mean
     zone = spectrum.unresolved
-    left, right = (-scale, scale) if zone is None else (zone.low, zone.high)
-    axes.axvspan(left, right, color=GREY, alpha=0.15, lw=0, label=_unresolved(spectrum, scale))
+    start, end = (-scale, scale) if zone is None else (zone.low, zone.high)
+    axes.axvspan(start, end, color=GREY, alpha=0.15, lw=0, label=_unresolved(spectrum, scale))
     if spectrum.band is not None:
         band = spectrum.band
         # Between two of its points the distribution is above the left one's bound and below the right one's.
