@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from rich.markup import escape
 
 from hesscli.errors import UsageError
-from hesscli.recipe.schema import COMMON, PRESETS, READ_BY, Recipe
+from hesscli.recipe.schema import PRESETS, Recipe, is_read
 
 PANELS = ("model", "data", "operator", "estimator", "output")
 _SHORT = {"data.id": ["-d", "--dataset"], "data.limit": ["-L", "--limit"], "data.batch_size": ["-b", "--batch-size"]}
@@ -22,8 +22,8 @@ _BOTH_WAYS = {"data.pack"}  # flags that are on unless switched off
 _METAVARS = {"model.revision": "REV", "data.revision": "REV", "model.device_map": "MAP", "model.max_memory": "LIST"}
 _METAVARS |= {f"data.{key}": "COLUMN" for key in ("column", "target_column", "mask_prompt")}
 _METAVARS |= {"estimator.rhs": "RHS"}
-_METAVARS |= {"output.dir": "DIR", "operator.blocks": "FILE", "output.plots": "LIST", "data.id": "ID|PATH", "data.batch_size": "N|auto"}
-_READ_BY_OPERATOR = {"by": ("trace", "blockdiag"), "blocks": ("trace", "blockdiag")}
+_METAVARS |= {"output.dir": "DIR", "output.plots": "LIST", "data.id": "ID|PATH", "data.batch_size": "N|auto"}
+_METAVARS |= {"operator.blocks": "FILE"}
 
 
 def measuring_parameters(probe: str) -> list[inspect.Parameter]:
@@ -32,7 +32,7 @@ def measuring_parameters(probe: str) -> list[inspect.Parameter]:
     for section in PANELS:
         for key, field in _section(section).model_fields.items():
             path = f"{section}.{key}"
-            if path != "model.id" and _read(section, key, probe):
+            if path != "model.id" and is_read(probe, section, key):
                 parameters.append(_parameter(path, field, probe))
     return parameters
 
@@ -60,14 +60,6 @@ def _section(name: str) -> type[BaseModel]:
     assert isinstance(section, type)
     assert issubclass(section, BaseModel)
     return section
-
-
-def _read(section: str, key: str, probe: str) -> bool:
-    if section == "estimator":
-        return key in READ_BY[probe] | COMMON
-    if section == "operator" and key in _READ_BY_OPERATOR:
-        return probe in _READ_BY_OPERATOR[key]
-    return True
 
 
 def _parameter(path: str, field: FieldInfo, probe: str) -> inspect.Parameter:

@@ -1,4 +1,4 @@
-"""Whether a model in float64 is so throughout: many architectures bring norms and rotations to float32 in their code."""
+"""Whether a model in float64 is so throughout: the code of many brings norms and rotations to float32."""
 
 from typing import Any
 

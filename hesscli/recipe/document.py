@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from hesscli.errors import UsageError
-from hesscli.recipe.schema import COMMON, PRESETS, PROBES, READ_BY, Recipe, unread
+from hesscli.recipe.schema import PRESETS, PROBES, Recipe, is_read, unread
 
 Values = dict[str, Any]  # dotted path -> value
 
@@ -96,12 +96,12 @@ def dump(recipe: Recipe, origins: Mapping[str, str] | None = None) -> str:
     """
     content = recipe.model_dump(by_alias=True, mode="json")
     budget = PRESETS[recipe.estimator.preset][recipe.probe]
-    read = READ_BY[recipe.probe] | COMMON
-    content["estimator"] = {
-        key: budget.get(key, value) if value is None else value
-        for key, value in content["estimator"].items()
-        if key in read
-    }
+    for section in ("estimator", "operator"):
+        content[section] = {
+            key: budget.get(key, value) if value is None and section == "estimator" else value
+            for key, value in content[section].items()
+            if is_read(recipe.probe, section, key)
+        }
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     if origins is None:
         return text
@@ -163,9 +163,8 @@ def _explain(error: ValidationError, values: Values) -> UsageError:
             found = _explain_one(path, fault["type"], fault["msg"], fault.get("input"), fault.get("ctx") or {})
             faults.setdefault(path, []).append(found)
     if values.get("probe") in PROBES:
-        keys = [path.partition(".")[2] for path in values if path.startswith("estimator.")]
-        for key, what in unread(values["probe"], keys).items():
-            faults[f"estimator.{key}"] = [(what, "leave it out")]
+        for path, what in unread(values["probe"], values).items():
+            faults[path] = [(what, "leave it out")]
     said = {path: (kinds[0][0], _any_of([remedy for _, remedy in kinds])) for path, kinds in faults.items()}
     (field, (what, remedy)), *others = said.items()
     return UsageError(field, what, remedy + "".join(f"\nerror: {f}: {w}; {r}" for f, (w, r) in others))

@@ -53,9 +53,9 @@ class ModelSection(Section):
 
     id: str = Field("demo", description="hub id, local folder, or demo")
     revision: str | None = Field(None, description="branch, tag or commit")
-    task: Literal[
-        "auto", "causal-lm", "masked-lm", "seq2seq-lm", "sequence-classification", "image-classification"
-    ] = Field("auto", description="what the checkpoint's head does")
+    task: Literal["auto", "causal-lm", "masked-lm", "seq2seq-lm", "sequence-classification", "image-classification"] = (
+        Field("auto", description="what the checkpoint's head does")
+    )
     dtype: Literal["float32", "bfloat16", "float64", "auto"] = Field("float32", description="dtype of the weights")
     placement: Literal["auto", "single", "layerwise"] = Field("auto", description="where the weights lie")
     device_map: str | dict[str, str | int] | None = Field(
@@ -101,7 +101,7 @@ class OperatorSection(Section):
     )
     params: list[str] = Field(
         ["*"],
-        description="parameters to take, a glob of names; repeat for more; of an adapter, * alone is its own and ** all",
+        description="parameters to take, a glob of names; repeat for more; an adapter's own by *, all by **",
         min_length=1,
     )
     exclude: list[str] = Field([], description="parameters to leave out, likewise")
@@ -222,11 +222,27 @@ READ_BY: dict[str, frozenset[str]] = {
 COMMON = frozenset({"preset", "seed"})
 
 
-def unread(probe: str, keys: Iterable[str]) -> dict[str, str]:
-    """The keys of the estimator that the probe does not read, each with the words that say so."""
-    known = READ_BY[probe] | COMMON
-    what = f"is not read by {probe}, which reads {', '.join(sorted(known))}"
-    return {key: what for key in sorted(keys) if key in EstimatorSection.model_fields and key not in known}
+# Keys of the operator that only some probes read.
+BLOCK_KEYS: dict[str, tuple[str, ...]] = {"by": ("trace", "blockdiag"), "blocks": ("trace", "blockdiag")}
+
+
+def is_read(probe: str, section: str, key: str) -> bool:
+    """Whether a probe reads a key of a recipe."""
+    if section == "estimator":
+        return key in READ_BY[probe] | COMMON
+    return section != "operator" or probe in BLOCK_KEYS.get(key, PROBES)
+
+
+def unread(probe: str, paths: Iterable[str]) -> dict[str, str]:
+    """The keys among these dotted paths that the probe does not read, each with the words that say so."""
+    sections: dict[str, type[BaseModel]] = {"estimator": EstimatorSection, "operator": OperatorSection}
+    out = {}
+    for path in sorted(paths):
+        section, _, key = path.partition(".")
+        if section in sections and key in sections[section].model_fields and not is_read(probe, section, key):
+            reads = f", which reads {', '.join(sorted(READ_BY[probe] | COMMON))}" if section == "estimator" else ""
+            out[path] = f"is not read by {probe}{reads}"
+    return out
 
 
 class Recipe(Section):
@@ -244,9 +260,10 @@ class Recipe(Section):
     model_config = ConfigDict(extra="forbid", validate_default=True, populate_by_name=True)
 
     @model_validator(mode="after")
-    def _estimator_is_read(self) -> "Recipe":
-        if faults := unread(self.probe, self.estimator.model_fields_set):
-            msg = "; ".join(f"estimator.{key} {what}" for key, what in faults.items())
+    def _keys_are_read(self) -> "Recipe":
+        given = [f"estimator.{key}" for key in self.estimator.model_fields_set]
+        if faults := unread(self.probe, [*given, *(f"operator.{key}" for key in self.operator.model_fields_set)]):
+            msg = "; ".join(f"{path} {what}" for path, what in faults.items())
             raise ValueError(msg)
         return self
 

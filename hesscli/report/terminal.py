@@ -78,8 +78,7 @@ def _measured(report: Report) -> list[str]:
     of_what = "" if model.task == "image-classification" else f"{plural(data.sequences, 'sequence')}, "
     return [
         f"{KIND[operator.kind]} by {operator.product}, {thousands(model.num_selected)}{of} parameters, {model.dtype}",
-        f"{source}: {of_what}{amount(report)}, "
-        f"{thousands(data.loss_terms)} loss terms; {_loss(report.loss)}",
+        f"{source}: {of_what}{amount(report)}, {thousands(data.loss_terms)} loss terms; {_loss(report.loss)}",
     ]
 
 

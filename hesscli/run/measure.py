@@ -218,9 +218,7 @@ def _blockdiag(
     findings.blocks = blockdiag_blocks(result, subject.blocks, subject.risk.space, noise=max(noise, worst))
     findings.coupling = coupling(result, subject.blocks)
     if settings["top"] and basis_fits(subject.risk.space, MOST_STEPS):
-        found = top_curvature(
-            operator, blocks=parts, count=settings["top"], seed=settings["seed"], on_event=on_event
-        )
+        found = top_curvature(operator, blocks=parts, count=settings["top"], seed=settings["seed"], on_event=on_event)
         top = [top_block_curvature(one, noise=max(noise, worst)) for one in found]
         findings.metrics["top_curvature_inside"] = top[0].inside
         if findings.coupling is not None:

@@ -1,6 +1,7 @@
 """What products and probes cost, beside other libraries, as Markdown tables.
 
-Usage: python tests/benchmark [--what products|probes|all] [--model demo|8m|all] [--repeats N] [--threads N] [--cpu-time]
+Usage: python tests/benchmark [--what products|probes|all] [--model demo|8m|all] [--repeats N] [--threads N]
+       [--cpu-time]
 """
 
 import argparse

@@ -13,7 +13,7 @@ from hesscli.probes.blockdiag import blockdiag
 COLUMNS = ["model", "product", "blocks B", "product, s", "probe, s", "probe, products", "over B + 1"]
 LEGEND = ["probe: one of blockdiag by layer: B + 1 vectors to multiply, each but one of them zero outside its block"]
 
-_TURNS = 3
+_TURNS = 2
 
 
 def blockdiag_rows(subject, *, clock, say):

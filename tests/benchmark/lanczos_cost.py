@@ -27,8 +27,7 @@ def lanczos_rows(subject, *, clock, say):
     space, v = operator.space, subject.direction()
     say(f"{subject.name}: a product")
     operator.matvec(v)
-    product = median(_seconds(lambda: operator.matvec(v), clock) for _ in range(_PRODUCTS))
-    del operator
+    product = median([_seconds(lambda: operator.matvec(v), clock) for _ in range(_PRODUCTS)])
     rows = []
     for reorthogonalise, dtype in (("full", "float32"), ("full", "bfloat16"), ("none", "")):
         say(f"{subject.name}: Lanczos, reorthogonalise {reorthogonalise} {dtype}")

@@ -17,7 +17,6 @@ from hesscli.curvature.layered import LayeredOperator
 from hesscli.curvature.stack import find_stack
 from hesscli.data import IGNORED
 
-
 TOGETHER = 8
 SHARED = f"hess, layered, {TOGETHER} at once, each"
 

@@ -184,6 +184,7 @@ RECIPES = {
     "a number for text": ("run r.yaml", recipe("probe: topk\nmodel: {id: 3}\n"), 2, ("model.id", "3", "text")),
     "a word for a list": ("run r.yaml", recipe("probe: topk\noperator: {params: lm_head}\n"), 2, ("operator.params", "'lm_head'", "a list")),
     "an empty list": ("run r.yaml", recipe("probe: topk\noperator: {params: []}\n"), 2, ("operator.params", "[]", "not empty")),
+    "blocks of no probe": ("run r.yaml", recipe("probe: topk\noperator: {by: module}\n"), 2, ("operator.by", "not read by topk", "leave it out")),
     "a key of another probe": ("run r.yaml", recipe("probe: trace\nestimator: {k: 5}\n"), 2, ("estimator.k", "not read by trace", "leave it out")),
     "an override that is none": ("run r.yaml data.limit", recipe("probe: topk\n"), 2, ("override", "'data.limit'", "data.limit=8")),
     "an override of an unknown key": ("run r.yaml data.limti=3", recipe("probe: topk\n"), 2, ("data.limti", "no such key", "did you mean data.limit")),

@@ -105,11 +105,23 @@ def test_all_faults_of_a_recipe_are_one_error():
     assert len(str(caught.value).split("\nerror: ")) == 4
 
 
-@pytest.mark.parametrize(("kind", "product"), [("ggn", "layered"), ("fisher", "double-backward")])
+@pytest.mark.parametrize(("kind", "product"), [("ggn", "finite-difference"), ("fisher", "double-backward")])
 def test_a_product_that_a_matrix_does_not_have_is_refused(kind, product, tmp_path, capsys):
     small = ["-L", "2", "--max-length", "8", "--preset", "quick", "-o", str(tmp_path)]
     assert _exit_code(["trace", "demo", "--operator", kind, "--product", product, *small]) == 2
     assert f"'{product}' is for the Hessian, not for {kind}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["ggn", "fisher", "empirical-fisher"])
+def test_layer_by_layer_a_matrix_is_the_same(kind, tmp_path, capsys):
+    small = ["-L", "2", "--max-length", "8", "--preset", "quick", "--json", "--operator", kind]
+    traces = []
+    for product in ("auto", "layered"):
+        assert _exit_code(["trace", "demo", "--product", product, *small, "-o", str(tmp_path / product)]) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert report["operator"]["product"] == ("jacobian" if product == "auto" else "layered")
+        traces.append(report["metrics"]["trace"]["value"])
+    assert traces[0] == pytest.approx(traces[1], rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["ggn", "fisher", "empirical-fisher"])
