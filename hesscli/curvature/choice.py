@@ -3,15 +3,22 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
+
 from hesscli.checkpoint.memory import available_bytes
 from hesscli.curvature.double_backward import HessianOperator
 from hesscli.curvature.finite_difference import FiniteDifferenceOperator
 from hesscli.curvature.gauss_newton import OuterProductOperator
-from hesscli.curvature.graph_memory import Bytes, gradient_bytes, graph_bytes
+from hesscli.curvature.graph_memory import Bytes, graph_bytes, jacobian_bytes
 from hesscli.curvature.layered import LayeredOperator
 from hesscli.curvature.risk import EmpiricalRisk
 from hesscli.curvature.score_curvature import LabelCurvature, SampledLabelCurvature, ScoreCurvature, SoftmaxCurvature
-from hesscli.curvature.soundness import checked_stack, has_forward_mode, once_differentiable
+from hesscli.curvature.soundness import (
+    checked_stack,
+    forward_mode_holds,
+    layered_gauss_newton_holds,
+    once_differentiable,
+)
 from hesscli.curvature.stack import UnknownStructureError
 from hesscli.errors import UsageError
 from hesscli.linalg.operator import LinearOperator
@@ -57,20 +64,29 @@ def choose_operator(risk: EmpiricalRisk, *, kind: Kind, product: ProductName, se
 def _outer_product(risk: EmpiricalRisk, curvature: ScoreCurvature, why: str, *, layered: bool) -> Choice:
     """With the graph of a batch where it fits and every operation has a forward derivative, else layer by layer."""
     graph = Choice(OuterProductOperator(risk, curvature), "jacobian", why)
-    needed = gradient_bytes(risk)
+    needed = jacobian_bytes(risk)
     tight = max(needed, key=lambda device: needed[device] / max(1, available_bytes(device)))
     free = f"{_size(available_bytes(tight))} free on {tight}"
     if layered:
         reason = "layer by layer as asked"
-    elif not has_forward_mode(risk):
-        reason = "layer by layer: an operation of the model has no forward derivative"
+    elif not forward_mode_holds(risk):
+        reason = "layer by layer: forward mode does not hold for every operation of the model"
     elif _fits(needed):
         return graph
     else:
         reason = f"layer by layer: a batch's graph of {_size(needed[tight])} measured against {free}"
+    if (fault := once_differentiable(risk)) is not None:
+        raise UsageError("operator.kind", f"no product of it is exact here: {fault}", "use --operator hessian")
     try:
         stack = checked_stack(risk)
-    except UnknownStructureError as unknown:
+        unknown = (
+            "" if layered_gauss_newton_holds(risk, stack) else "on a short row it does not agree with reverse mode"
+        )
+    except UnknownStructureError as error:
+        unknown = str(error)
+    if unknown and not forward_mode_holds(risk):
+        raise UsageError("operator.kind", f"it has no exact product here ({unknown})", "use --operator hessian")
+    if unknown:
         return replace(graph, why=f"{why}; layered is not possible ({unknown})")
     return Choice(LayeredOperator(risk, stack, curvature), "layered", f"{why}, {reason}")
 
@@ -84,15 +100,19 @@ def choose_product(risk: EmpiricalRisk, *, product: ProductName) -> Choice:
     """
     if product == "finite-difference":
         return _differences(risk, "as asked, 2 gradients each")
-    if product == "layered":
-        return _layered(risk, "as asked, 4 gradients each")
     try:
+        reason = once_differentiable(risk)
+        if product == "layered" and reason is None:
+            return _layered(risk, "as asked, 4 gradients each")
         batch, everything = graph_bytes(risk)
-        reason = once_differentiable(risk) if product == "auto" else None
+    except torch.OutOfMemoryError:
+        return _layered(risk, "one layer at a time, 4 gradients each: one row's graph does not fit")
     except RuntimeError as error:
         if product != "auto" or not any(words in str(error) for words in _NOT_TWICE):
             raise
         reason = " ".join(str(error).split())[:120]
+    if reason is not None and product != "auto":
+        raise UsageError("operator.product", f"'{product}' is not exact here: {reason}", "use finite-difference")
     if reason is not None:
         return _differences(risk, f"the last resort, 2 gradients each: no product is exact here ({reason})")
     tight = max(batch, key=lambda device: everything[device] / max(1, available_bytes(device)))

@@ -66,9 +66,10 @@ class HessianOperator:
             return self._graphs[i]
         parameters = self.risk.parameters
         # autograd.grad, never backward(create_graph=True): that leaks the parameters through a cycle.
-        grads = torch.autograd.grad(
-            self.risk.batch_loss(self.risk.batches[i]), parameters, create_graph=True, allow_unused=True
-        )
+        loss = self.risk.batch_loss(self.risk.batches[i])
+        if not loss.requires_grad:  # no selected weight is reached, as an expert without tokens
+            return _Graph((), ())
+        grads = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
         places = tuple(p for p, g in enumerate(grads) if g is not None and g.requires_grad)
         graph = _Graph(places, tuple(g for g in grads if g is not None and g.requires_grad))
         if self.keep_graph:

@@ -48,6 +48,8 @@ class OuterProductOperator:
             for batch in self.risk.batches:
                 inputs = self.risk.inputs(batch)
                 logits = scores(self.risk.model, inputs)
+                if not logits.requires_grad:  # no selected weight is reached, as an expert without tokens
+                    continue
                 moving = reached([logits])
                 for number, (v, total) in enumerate(zip(vs, totals, strict=True)):
                     cotangent = self._cotangent(inputs, v, moving, batch).view_as(logits)

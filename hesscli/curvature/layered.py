@@ -1,4 +1,4 @@
-"""Exact products one layer at a time: below a plain gradient's memory.
+"""Exact products one layer at a time: below a plain gradient's memory where layers weigh more than a chunk of scores.
 
 A sweep forward keeps values and tangents at the boundaries of the layers; a sweep back makes each layer again and
 pulls cotangents and their tangents through it (Pearlmutter 1994, taken layer by layer):

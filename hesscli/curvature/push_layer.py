@@ -35,6 +35,8 @@ class LayerPush:
             if len(moving) > 1 and self._together:
                 try:
                     return _together(run, values, along, own, moving, num_vectors)
+                except torch.OutOfMemoryError:
+                    raise
                 except (RuntimeError, ValueError, TypeError):  # an operation that depends on values, or has no rule
                     self._together = False
             if self._forward_mode:

@@ -102,6 +102,8 @@ class EmpiricalRisk:
     def _stack(self) -> Stack | None:
         try:
             return find_stack(self.first_row(most=_LOOKED_AT))
+        except torch.OutOfMemoryError:
+            raise
         except Exception:  # the model's own code, run in another way than it was written for
             return None
 
@@ -162,7 +164,9 @@ class EmpiricalRisk:
         """
         stack = self._by_tokens(batch)
         if stack is None:
-            add_into(total, torch.autograd.grad(self.terms(batch, weights).sum(), leaves, allow_unused=True))
+            loss = self.terms(batch, weights).sum()
+            if loss.requires_grad:  # it does not where no selected weight is reached, as an expert without tokens
+                add_into(total, torch.autograd.grad(loss, leaves, allow_unused=True))
             return
         given = dict(weights or {})
         last = stack.last_hidden(self.inputs(batch), given)

@@ -27,6 +27,7 @@ Replacement = Callable[[nn.Module, Forward, tuple[Any, ...], dict[str, Any]], An
 # Entries of one chunk's scores over the classes (32 MiB in float32; derivatives hold six times that), and the tokens of
 # a chunk at the most.
 _CHUNK_ENTRIES, _CHUNK_TOKENS = 1 << 23, 4096
+_ROUNDINGS = 100.0  # of the largest score: sound heads differ by ten at most
 _TOKEN_INPUTS = ("input_ids", "decoder_input_ids")
 
 
@@ -80,6 +81,20 @@ class Stack:
         msg = "the last layer did not run"
         raise UnknownStructureError(msg)
 
+    def count_calls(self, inputs: dict[str, Any]) -> int:
+        """How often layers run for these inputs, their first row alone."""
+        count = 0
+
+        def counting(_layer: nn.Module, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            nonlocal count
+            count += 1
+            return forward(*args, **kwargs)
+
+        row = {name: value[:1] if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+        with torch.no_grad(), intercepted(self.layers, counting):
+            self.model(**row)
+        return count
+
     def chunks(self, positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """These positions, so many at a time that their scores stay small."""
         return positions.split(max(1, min(_CHUNK_TOKENS, _CHUNK_ENTRIES // self.num_classes)))
@@ -105,7 +120,7 @@ class Stack:
 
 
 def find_stack(row: "EmpiricalRisk") -> Stack:
-    """The stack of the model of a risk, by running it on the risk's first batch: 3 forward passes.
+    """The stack of the model of a risk, by running it on the risk's first batch: a forward pass and a head.
 
     Raises UnknownStructureError where there is no layer or none runs.
     """
@@ -156,13 +171,17 @@ def _empty(leaf: Any) -> Any:
 
 
 def _takes_tokens_alone(stack: Stack, last: torch.Tensor, whole: torch.Tensor) -> bool:
-    if last.dim() != 3 or last.shape[:2] != whole.shape[:2]:
+    # Of a row of one token a classifier's head cannot be told from one that takes tokens alone.
+    if last.dim() != 3 or last.shape[:2] != whole.shape[:2] or last.shape[1] == 1 or not bool(whole.isfinite().all()):
         return False
     try:
         again = stack.head(last.flatten(0, 1))
+    except torch.OutOfMemoryError:
+        raise
     except Exception:  # the model's own code, on inputs that it was not written for
         return False
-    return torch.allclose(again, whole.flatten(0, 1), rtol=1e-3, atol=1e-3 * float(whole.abs().max()))
+    allowed = min(0.05, _ROUNDINGS * torch.finfo(whole.dtype).eps)
+    return torch.allclose(again, whole.flatten(0, 1), rtol=0.0, atol=allowed * float(whole.abs().max()))
 
 
 def first_tensor(tree: Any) -> torch.Tensor | None:

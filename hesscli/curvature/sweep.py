@@ -203,6 +203,9 @@ class Sweep:
 
     def _through_head(self, last: torch.Tensor, batch: Batch) -> None:
         """By chunks of tokens; a token without a term has neither a gradient nor a tangent of it."""
+        if last.shape[:2] != batch.targets.shape:
+            msg = "the last layer's output has not one row for each target"
+            raise RuntimeError(msg)
         hidden = last.detach().flatten(0, 1)
         along = [None if t is None else t.flatten(0, 1) for t in self._all([last])[0]]
         parts = [torch.zeros_like(hidden) for _ in range(1 + len(along))]
