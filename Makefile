@@ -33,8 +33,8 @@ format: $(VENV)/.installed  ## put the code in its format
 	$(BIN)/ruff format .
 
 # curvlinops comes without its requirements, one of which would replace torch; the extra has those that it needs.
-# Options of the benchmark go into BENCH, such as BENCH='--model demo --repeats 15'.
-bench: $(VENV)/.installed  ## cost of a product in gradients, beside other libraries
+# Options of the benchmark go into BENCH, such as BENCH='--what products --repeats 15'.
+bench: $(VENV)/.installed  ## cost of products and probes, beside other libraries
 	$(INSTALL) -e '.[bench]'
 	$(INSTALL) --no-deps curvlinops-for-pytorch==3.0.1
 	$(BIN)/python tests/benchmark $(BENCH)

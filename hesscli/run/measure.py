@@ -54,7 +54,9 @@ def measure(
 
     Raises FloatingPointError where a product is not finite.
     """
-    subject.risk.space.storage = storage_of(recipe)
+    storage = subject.risk.space.storage = storage_of(recipe)
+    if recipe.probe in ("density", "trace"):  # topk certifies its pairs; here a rounded basis enters the figures
+        noise = max(noise, storage.rounding)
     run = {"topk": _topk, "density": _density, "trace": _trace, "blockdiag": _blockdiag, "solve": _solve}[recipe.probe]
     return run(recipe, subject, operator, noise, on_event)
 
