@@ -93,6 +93,7 @@ def density(
         if isinstance(state, WindowedLanczos):
             state.window = window or 0
         states.append(state)
+        del start  # a vector that the run has a copy of
     done = steps if deflate else 0
     for _ in range(min(steps, space.dimension - len(outliers.basis))):
         live = [s for s in states if not s.exhausted]
