@@ -7,7 +7,7 @@ import typer
 from hesscli.cli.app import app
 from hesscli.recipe.document import known_paths
 
-OUTPUT = "--force --help --json --output-dir --plots --print-config --quiet --report --strict -h -o -q"
+OUTPUT = "--force --help --json --no-resume --output-dir --plots --print-config --quiet --report --strict -h -o -q"
 MODEL = "--allow-pickle --attn --device-map --dtype --max-memory --offline --placement --revision --task --trust-remote-code"
 DATA = "--batch-size --column --config-name --dataset --dataset-revision --limit --mask-prompt --max-length --no-pack --pack --split --target-column -L -b -d"
 SHARED = f"{MODEL} {DATA} {OUTPUT} --operator --product --params --exclude --preset --seed"
@@ -18,7 +18,7 @@ OPTIONS = {
     "trace": f"{SHARED} --basis --basis-dtype --blocks --by --diagonal --method --probes --steps",
     "blockdiag": f"{SHARED} --blocks --by --probes --top",
     "solve": f"{SHARED} --damping --preconditioner --rhs --solver --steps --tolerance",
-    "run": "--force --help --json --print-config --quiet --report --strict -h -q",
+    "run": "--force --help --json --no-resume --print-config --quiet --report --strict -h -q",
     "plot": "--help --output-dir --plots -h -o",
     "schema": "--help -h",
 }
