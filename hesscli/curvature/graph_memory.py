@@ -40,7 +40,8 @@ def graph_bytes(risk: EmpiricalRisk) -> tuple[Bytes, Bytes]:
     row = _longest_row(risk)
     saved = _SavedBytes(tuple(risk.model.parameters()))
     with saved_tensors_hooks(saved.pack, lambda tensor: tensor):
-        HessianOperator(row, keep_graph=False).matvec(row.space.zeros())
+        # Along a vector that is zero nowhere: an operation without a second derivative raises here.
+        HessianOperator(row, keep_graph=False).matvec(row.space.random("rademacher", seed=0, index=0))
     sizes = [_size(b) / _size(row.batches[0]) for b in risk.batches]
     gradient = {device: sum(p.nbytes for p in risk.parameters if p.device == device) for device in saved.by_device}
     batch = {device: int(count * max(sizes)) + gradient[device] for device, count in saved.by_device.items()}

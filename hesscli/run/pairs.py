@@ -83,7 +83,8 @@ def measure_pairs(
             what = "an eigenvalue may be missing among the pairs, or a copy of one: the probes could not settle it"
             on_event(Warned("completeness", what))
     if len(groups) < FEWEST:
-        what = f"the slice has {len(groups)} rows with a loss term: the error that the data makes is not estimated"
+        rows = "1 row" if len(groups) == 1 else f"{len(groups)} rows"
+        what = f"the slice has {rows} with a loss term: the error that the data makes is not estimated"
         on_event(Warned("few-rows", what))
     return result, _spread(result, groups, others), settings
 
