@@ -5,8 +5,8 @@ from copy import copy
 
 import numpy as np
 
+from hesscli.curvature.differences.finite_difference import FiniteDifferenceOperator
 from hesscli.curvature.double_backward import HessianOperator
-from hesscli.curvature.finite_difference import FiniteDifferenceOperator
 from hesscli.curvature.risk import EmpiricalRisk
 from hesscli.data.slice import Batch
 from hesscli.linalg.operator import LinearOperator

@@ -6,20 +6,20 @@ from typing import Literal
 import torch
 
 from hesscli.checkpoint.memory import available_bytes
+from hesscli.curvature.differences.finite_difference import FiniteDifferenceOperator
 from hesscli.curvature.double_backward import HessianOperator
-from hesscli.curvature.finite_difference import FiniteDifferenceOperator
 from hesscli.curvature.gauss_newton import OuterProductOperator
 from hesscli.curvature.graph_memory import Bytes, graph_bytes, jacobian_bytes
-from hesscli.curvature.layered import LayeredOperator
+from hesscli.curvature.layers.layered import LayeredOperator
+from hesscli.curvature.layers.stack import UnknownStructureError
 from hesscli.curvature.risk import EmpiricalRisk
 from hesscli.curvature.score_curvature import LabelCurvature, SampledLabelCurvature, ScoreCurvature, SoftmaxCurvature
-from hesscli.curvature.soundness import (
+from hesscli.curvature.trust.soundness import (
     checked_stack,
     forward_mode_holds,
     layered_gauss_newton_holds,
     once_differentiable,
 )
-from hesscli.curvature.stack import UnknownStructureError
 from hesscli.errors import UsageError
 from hesscli.linalg.operator import LinearOperator
 from hesscli.linalg.space import ParameterVector

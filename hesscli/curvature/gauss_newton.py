@@ -12,8 +12,8 @@ import torch
 from torch.autograd import forward_ad
 from torch.func import functional_call
 
+from hesscli.curvature.layers.pull_back import reached
 from hesscli.curvature.losses import scores, twice_differentiable_attention
-from hesscli.curvature.pull_back import reached
 from hesscli.curvature.risk import EmpiricalRisk, add_into
 from hesscli.curvature.score_curvature import (
     LabelCurvature,

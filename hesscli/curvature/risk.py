@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from hesscli.curvature.layers.stack import Stack, find_stack
 from hesscli.curvature.losses import constant_inputs, cross_entropy, scores, twice_differentiable_attention
-from hesscli.curvature.stack import Stack, find_stack
 from hesscli.data.slice import IGNORED, Batch
 from hesscli.linalg.space import ParameterSpace, ParameterVector
 

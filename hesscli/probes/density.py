@@ -13,14 +13,14 @@ import numpy as np
 
 from hesscli.events import Advanced, Finished, OnEvent, Started
 from hesscli.linalg.basis import project_out
-from hesscli.linalg.deflation import START_INDEX, DeflatedOperator, Outliers, converged_outliers, goes_on
-from hesscli.linalg.functional import EffectiveDimension, effective_dimension, tail_exponent
-from hesscli.linalg.hutchinson import UNIFORM
-from hesscli.linalg.lanczos import LanczosState, Ritz
+from hesscli.linalg.estimators.functional import EffectiveDimension, effective_dimension, tail_exponent
+from hesscli.linalg.estimators.hutchinson import UNIFORM
+from hesscli.linalg.krylov.deflation import START_INDEX, DeflatedOperator, Outliers, converged_outliers, goes_on
+from hesscli.linalg.krylov.lanczos import LanczosState, Ritz
+from hesscli.linalg.krylov.window import WindowedLanczos
 from hesscli.linalg.operator import LinearOperator
 from hesscli.linalg.space import Space
 from hesscli.linalg.statistics import Estimate, mean_estimate, positive_estimate, trace_estimate
-from hesscli.linalg.window import WindowedLanczos
 from hesscli.probes.distribution import DistributionBand, Unresolved, band_points, distribution_band, unresolved
 
 V = TypeVar("V")

@@ -5,8 +5,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from hesscli.linalg.deflation import Outliers
-from hesscli.linalg.lanczos import LanczosState, Ritz
+from hesscli.linalg.krylov.deflation import Outliers
+from hesscli.linalg.krylov.lanczos import LanczosState, Ritz
 from hesscli.linalg.tridiagonal import stieltjes_bounds
 
 V = TypeVar("V")

@@ -12,12 +12,12 @@ import numpy as np
 from scipy.linalg import eigvalsh_tridiagonal
 
 from hesscli.events import Advanced, Finished, OnEvent, Started
-from hesscli.linalg.conjugate_gradient import ConjugateGradients
-from hesscli.linalg.linear_system import Checked, LinearSystem
-from hesscli.linalg.minres import Minres
 from hesscli.linalg.operator import LinearOperator
-from hesscli.linalg.preconditioner import Preconditioner
-from hesscli.linalg.solution import Ending, NegativeCurvature, Solution
+from hesscli.linalg.solvers.conjugate_gradient import ConjugateGradients
+from hesscli.linalg.solvers.linear_system import Checked, LinearSystem
+from hesscli.linalg.solvers.minres import Minres
+from hesscli.linalg.solvers.preconditioner import Preconditioner
+from hesscli.linalg.solvers.solution import Ending, NegativeCurvature, Solution
 
 V = TypeVar("V")
 Solver = Literal["cg", "minres"]

@@ -9,8 +9,8 @@ from typing import TypeVar
 import numpy as np
 
 from hesscli.events import Advanced, Finished, OnEvent, Started
-from hesscli.linalg.deflation import START_INDEX
-from hesscli.linalg.lanczos import LanczosState
+from hesscli.linalg.krylov.deflation import START_INDEX
+from hesscli.linalg.krylov.lanczos import LanczosState
 from hesscli.linalg.operator import LinearOperator
 
 V = TypeVar("V")

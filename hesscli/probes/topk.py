@@ -9,13 +9,13 @@ import numpy as np
 
 from hesscli.events import Advanced, Finished, OnEvent, Started
 from hesscli.linalg.basis import Basis
-from hesscli.linalg.completeness import Completeness, find_missed
-from hesscli.linalg.extremes import GUARDS, Target, Which, run_to_ends
-from hesscli.linalg.lanczos import LanczosState
+from hesscli.linalg.krylov.completeness import Completeness, find_missed
+from hesscli.linalg.krylov.extremes import GUARDS, Target, Which, run_to_ends
+from hesscli.linalg.krylov.lanczos import LanczosState
+from hesscli.linalg.krylov.rayleigh_ritz import TOGETHER, Certified, certify, eigenvalue_bars
+from hesscli.linalg.krylov.refinement import refined
+from hesscli.linalg.krylov.restart import thick_restart
 from hesscli.linalg.operator import LinearOperator
-from hesscli.linalg.rayleigh_ritz import TOGETHER, Certified, certify, eigenvalue_bars
-from hesscli.linalg.refinement import refined
-from hesscli.linalg.restart import thick_restart
 from hesscli.linalg.status import Status
 
 V = TypeVar("V")

@@ -11,11 +11,11 @@ from typing import Generic, Literal, TypeVar
 import numpy as np
 
 from hesscli.events import Advanced, Finished, OnEvent, Started
-from hesscli.linalg.diagonal import DiagonalSums
-from hesscli.linalg.hutchinson import Draws, Known, Tick, krylov_part, range_part, sample
+from hesscli.linalg.estimators.diagonal import DiagonalSums
+from hesscli.linalg.estimators.hutchinson import Draws, Known, Tick, krylov_part, range_part, sample
+from hesscli.linalg.estimators.xtrace import LeaveOneOut, xtrace
 from hesscli.linalg.operator import LinearOperator
 from hesscli.linalg.statistics import Estimate, positive_estimate, trace_estimate
-from hesscli.linalg.xtrace import LeaveOneOut, xtrace
 
 V = TypeVar("V")
 Method = Literal["krylov", "hutchinson", "hutch++", "xtrace"]

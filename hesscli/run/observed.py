@@ -8,7 +8,7 @@ import torch
 
 from hesscli.linalg.operator import LinearOperator
 from hesscli.linalg.space import ParameterSpace, ParameterVector
-from hesscli.run.product_log import ProductLog
+from hesscli.run.storage.product_log import ProductLog
 
 
 class ObservedOperator:

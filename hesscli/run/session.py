@@ -9,11 +9,11 @@ from pathlib import Path
 
 from hesscli import __version__
 from hesscli.curvature.choice import Choice, choose_operator
-from hesscli.curvature.finite_difference import FiniteDifferenceOperator
-from hesscli.curvature.kinks import find_kinks
-from hesscli.curvature.precision import narrow_inside
-from hesscli.curvature.preflight import Preflight, check_product
+from hesscli.curvature.differences.finite_difference import FiniteDifferenceOperator
+from hesscli.curvature.differences.kinks import find_kinks
 from hesscli.curvature.risk import EmpiricalRisk, LossValue
+from hesscli.curvature.trust.precision import narrow_inside
+from hesscli.curvature.trust.preflight import Preflight, check_product
 from hesscli.errors import UntrustworthyError, UsageError
 from hesscli.events import Event, Finished, Noted, OnEvent, Started, Warned
 from hesscli.linalg.space import ParameterVector
@@ -22,15 +22,15 @@ from hesscli.recipe.document import dump
 from hesscli.report import schema
 from hesscli.report.document import read_report, write_report
 from hesscli.report.figures import draw
-from hesscli.run.artifacts import save_vectors
 from hesscli.run.environment import environment, exact_arithmetic, keep_freed_pages, peak_bytes
 from hesscli.run.faults import as_hess_error
-from hesscli.run.folder import STATE, check_writable, has_state, part_folder, run_folder, run_hash
-from hesscli.run.measure import Findings, estimator_settings, measure
+from hesscli.run.figures.measure import Findings, estimator_settings, measure
+from hesscli.run.figures.solve import check_rows, check_solve
 from hesscli.run.observed import ObservedOperator
-from hesscli.run.product_log import ProductLog
 from hesscli.run.setup import Subject, build_subject
-from hesscli.run.solve import check_rows, check_solve
+from hesscli.run.storage.artifacts import save_vectors
+from hesscli.run.storage.folder import STATE, check_writable, has_state, part_folder, run_folder, run_hash
+from hesscli.run.storage.product_log import ProductLog
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,9 @@ import gc
 from statistics import median
 
 from hesscli.curvature.double_backward import HessianOperator
-from hesscli.curvature.layered import LayeredOperator
+from hesscli.curvature.layers.layered import LayeredOperator
+from hesscli.curvature.layers.stack import find_stack
 from hesscli.curvature.selection import partition
-from hesscli.curvature.stack import find_stack
 from hesscli.events import ignore
 from hesscli.probes.blockdiag import blockdiag
 

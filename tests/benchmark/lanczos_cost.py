@@ -4,7 +4,7 @@ import gc
 from statistics import median
 
 from hesscli.curvature.double_backward import HessianOperator
-from hesscli.linalg.lanczos import LanczosState
+from hesscli.linalg.krylov.lanczos import LanczosState
 from hesscli.linalg.storage import BasisStorage
 
 COLUMNS = ["model", "reorthogonalise", "basis", "steps", "Lanczos, s", "products, s", "added", "added, default slice"]

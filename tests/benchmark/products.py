@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn import functional
 from transformers.activations import SiLUActivation
 
+from hesscli.curvature.differences.finite_difference import FiniteDifferenceOperator
 from hesscli.curvature.double_backward import HessianOperator
-from hesscli.curvature.finite_difference import FiniteDifferenceOperator
-from hesscli.curvature.layered import LayeredOperator
-from hesscli.curvature.stack import find_stack
+from hesscli.curvature.layers.layered import LayeredOperator
+from hesscli.curvature.layers.stack import find_stack
 from hesscli.data import IGNORED
 
 TOGETHER = 8

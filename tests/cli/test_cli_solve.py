@@ -10,7 +10,7 @@ from tiny import dense_hessian, flat, ragged_slice, risk_of, tiny_model
 
 from hesscli.curvature.gauss_newton import GGNOperator
 from hesscli.report.schema import Report
-from hesscli.run.tensor_file import write_tensors
+from hesscli.run.storage.tensor_file import write_tensors
 
 MLP = "model.layers.1.mlp.down_proj.weight"
 TINY = ["solve", "qwen3", "-d", "rows.jsonl", "--limit", "5", "--params", MLP]
@@ -237,7 +237,7 @@ def test_a_parameter_that_the_loss_does_not_reach_gives_zero_and_says_so(hess, c
 
 
 def test_a_right_hand_side_that_is_not_finite_is_not_trusted(hess, checkpoint, monkeypatch):
-    from hesscli.run import measure
+    from hesscli.run.figures import measure
 
     def broken(_rhs, risk, *, seed):
         return [torch.full_like(part, float("nan")) for part in risk.space.zeros()]

@@ -139,7 +139,7 @@ def test_what_cannot_be_done_is_one_line(hess, checkpoint, case):
 def test_a_basis_restarts_where_more_does_not_fit_and_is_refused_where_the_least_does_not(
     hess, checkpoint, monkeypatch
 ):
-    from hesscli.run import basis
+    from hesscli.run.figures import basis
 
     vector = 4 * sum(p.numel() for p in tiny_model("qwen3").parameters())
     for count, code, said in ((40, 0, "restarted at 32 vectors"), (12, 5, "need 16 basis vectors, of which 12")):

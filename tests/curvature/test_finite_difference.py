@@ -12,15 +12,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, OPTForCausalLM
 
 from hesscli.curvature.choice import choose_operator, choose_product
-from hesscli.curvature.displaced import DisplacedGradient
+from hesscli.curvature.differences.displaced import DisplacedGradient
+from hesscli.curvature.differences.finite_difference import FiniteDifferenceOperator
+from hesscli.curvature.differences.kinks import find_kinks
 from hesscli.curvature.double_backward import HessianOperator
-from hesscli.curvature.finite_difference import FiniteDifferenceOperator
-from hesscli.curvature.kinks import find_kinks
 from hesscli.curvature.risk import EmpiricalRisk
 from hesscli.data import IGNORED, Sequence, Slice
 from hesscli.demo import checkpoint_folder, slice_file
 from hesscli.errors import UsageError
-from hesscli.linalg.lanczos import LanczosState
+from hesscli.linalg.krylov.lanczos import LanczosState
 
 GOAL = {"central": 1e-3, "forward": 1e-2}
 

@@ -5,7 +5,7 @@ import torch
 from tiny import CONFIGS, ragged_slice, risk_of, tiny_model
 
 from hesscli.curvature.double_backward import HessianOperator
-from hesscli.curvature.precision import narrow_inside
+from hesscli.curvature.trust.precision import narrow_inside
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -6,12 +6,12 @@ import torch
 from tiny import ragged_slice, risk_of, tiny_model
 from transformers import AutoModelForCausalLM, MarianConfig
 
-from hesscli.curvature import soundness
 from hesscli.curvature.choice import choose_product
 from hesscli.curvature.double_backward import HessianOperator
 from hesscli.curvature.graph_memory import graph_bytes
-from hesscli.curvature.layered import LayeredOperator
-from hesscli.curvature.stack import find_stack
+from hesscli.curvature.layers.layered import LayeredOperator
+from hesscli.curvature.layers.stack import find_stack
+from hesscli.curvature.trust import soundness
 from hesscli.data import IGNORED, Sequence, Slice
 
 

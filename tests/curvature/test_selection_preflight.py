@@ -7,9 +7,9 @@ from tiny import CONFIGS, ragged_slice, risk_of, tiny_model
 
 from hesscli.curvature.double_backward import HessianOperator
 from hesscli.curvature.gauss_newton import GGNOperator
-from hesscli.curvature.preflight import check_product
 from hesscli.curvature.risk import EmpiricalRisk
 from hesscli.curvature.selection import partition, select_parameters
+from hesscli.curvature.trust.preflight import check_product
 from hesscli.data.slice import Batch
 from hesscli.errors import UntrustworthyError, UsageError
 

@@ -7,10 +7,10 @@ from tiny import CONFIGS, flat, ragged_slice, risk_of, tiny_model
 from wide import float64_product
 
 from hesscli.curvature.double_backward import HessianOperator
-from hesscli.curvature.layered import LayeredOperator
-from hesscli.curvature.preflight import check_product
-from hesscli.curvature.stack import find_stack
+from hesscli.curvature.layers.layered import LayeredOperator
+from hesscli.curvature.layers.stack import find_stack
 from hesscli.curvature.symmetries import find_symmetry
+from hesscli.curvature.trust.preflight import check_product
 
 
 def relative(a, b):

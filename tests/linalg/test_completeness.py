@@ -5,8 +5,8 @@ import pytest
 from minimal import DiagonalOperator, MinimalSpace, language_model_spectrum
 
 from hesscli.events import ignore
-from hesscli.linalg.rayleigh_ritz import Certified, eigenvalue_bars
-from hesscli.linalg.reach import ResidualPolynomial, spectrum_edge
+from hesscli.linalg.krylov.rayleigh_ritz import Certified, eigenvalue_bars
+from hesscli.linalg.krylov.reach import ResidualPolynomial, spectrum_edge
 from hesscli.probes.topk import topk
 
 

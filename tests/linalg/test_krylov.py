@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from minimal import DenseOperator, DiagonalOperator, MinimalSpace, language_model_spectrum, with_spectrum
 
-from hesscli.linalg.lanczos import LanczosState
-from hesscli.linalg.rayleigh_ritz import certify
+from hesscli.linalg.krylov.lanczos import LanczosState
+from hesscli.linalg.krylov.rayleigh_ritz import certify
 from hesscli.linalg.tridiagonal import gauss_radau, ritz_decomposition, stieltjes_bounds
 
 

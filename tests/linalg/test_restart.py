@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from minimal import DiagonalOperator, language_model_spectrum
 
-from hesscli.linalg.extremes import Target, run_to_ends, smallest_capacity
-from hesscli.linalg.lanczos import LanczosState
-from hesscli.linalg.restart import expand_within, thick_restart
+from hesscli.linalg.krylov.extremes import Target, run_to_ends, smallest_capacity
+from hesscli.linalg.krylov.lanczos import LanczosState
+from hesscli.linalg.krylov.restart import expand_within, thick_restart
 from hesscli.linalg.status import Status
 
 

@@ -6,11 +6,11 @@ from minimal import DenseOperator, MinimalSpace, language_model_spectrum, with_s
 from scipy.linalg import eigvalsh_tridiagonal
 
 from hesscli.events import ignore
-from hesscli.linalg.conjugate_gradient import ConjugateGradients
-from hesscli.linalg.inverse_form import form_bounds
-from hesscli.linalg.lanczos import LanczosState
-from hesscli.linalg.minres import Minres
-from hesscli.linalg.preconditioner import LowRank, low_rank, mean_diagonal
+from hesscli.linalg.krylov.lanczos import LanczosState
+from hesscli.linalg.solvers.conjugate_gradient import ConjugateGradients
+from hesscli.linalg.solvers.inverse_form import form_bounds
+from hesscli.linalg.solvers.minres import Minres
+from hesscli.linalg.solvers.preconditioner import LowRank, low_rank, mean_diagonal
 from hesscli.linalg.tridiagonal import gauss_radau, ritz_decomposition
 
 

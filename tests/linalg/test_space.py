@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hesscli.linalg.lanczos import LanczosState
+from hesscli.linalg.krylov.lanczos import LanczosState
 from hesscli.linalg.random import element_key, gaussian, rademacher
 from hesscli.linalg.space import ParameterSpace
 

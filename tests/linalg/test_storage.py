@@ -10,7 +10,7 @@ import torch
 
 from hesscli.errors import DoesNotFitError
 from hesscli.events import ignore
-from hesscli.linalg.lanczos import LanczosState
+from hesscli.linalg.krylov.lanczos import LanczosState
 from hesscli.linalg.space import ParameterSpace
 from hesscli.linalg.storage import BasisStorage
 from hesscli.probes.topk import topk

@@ -5,9 +5,9 @@ import pytest
 from simulation import LEAST, SPECTRA, WIDEST, operator_with, simulate
 
 from hesscli.events import ignore
-from hesscli.linalg.functional import effective_dimension, tail_exponent
-from hesscli.linalg.lanczos import LanczosState
-from hesscli.linalg.window import WindowedLanczos
+from hesscli.linalg.estimators.functional import effective_dimension, tail_exponent
+from hesscli.linalg.krylov.lanczos import LanczosState
+from hesscli.linalg.krylov.window import WindowedLanczos
 from hesscli.probes import density as module
 from hesscli.probes.density import density
 
@@ -110,8 +110,8 @@ def test_a_tail_of_few_eigenvalues_has_no_exponent():
 
 
 def test_an_outlier_that_the_probes_still_see_ends_the_tail():
-    from hesscli.linalg.deflation import Outliers
-    from hesscli.linalg.lanczos import Ritz
+    from hesscli.linalg.krylov.deflation import Outliers
+    from hesscli.linalg.krylov.lanczos import Ritz
 
     outliers = Outliers(np.arange(1.0, 11.0), np.zeros(10), operator_with(np.ones(5)).space.basis(), 0.0, 0.0)
     rest = Ritz(np.array([0.0, 4.4]), np.array([0.1, 0.2]), np.ones(2) / 2, np.eye(2))
@@ -137,7 +137,7 @@ def test_a_window_holds_so_many_vectors_and_one_of_all_is_the_whole_basis():
 
 
 def test_the_condition_number_is_a_lower_bound():
-    from hesscli.run.metrics import density_metrics
+    from hesscli.run.figures.metrics import density_metrics
 
     eigenvalues = np.concatenate([np.geomspace(0.5, 200, 60), [-3.0]])
     for steps in (5, 10, 30, 61):

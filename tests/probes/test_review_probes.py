@@ -14,8 +14,8 @@ from hesscli.probes.density import density
 from hesscli.probes.topk import topk
 from hesscli.probes.trace import trace
 from hesscli.report import schema
-from hesscli.run.blocks import blockdiag_metrics
-from hesscli.run.metrics import density_metrics, extremes, topk_metrics
+from hesscli.run.figures.blocks import blockdiag_metrics
+from hesscli.run.figures.metrics import density_metrics, extremes, topk_metrics
 
 SPECTRA = {
     "one": [3.0],

@@ -11,10 +11,10 @@ from tiny import dense_hessian, flat, ragged_slice, risk_of, tiny_model, unflat
 from hesscli.curvature.double_backward import HessianOperator
 from hesscli.curvature.gauss_newton import GGNOperator
 from hesscli.events import ignore
-from hesscli.linalg.preconditioner import low_rank, mean_diagonal
-from hesscli.linalg.solution import Ending
+from hesscli.linalg.solvers.preconditioner import low_rank, mean_diagonal
+from hesscli.linalg.solvers.solution import Ending
 from hesscli.probes.solve import solve
-from hesscli.run.solutions import solve_metrics
+from hesscli.run.figures.solutions import solve_metrics
 
 
 def run(operator, rhs, *dampings, **options):

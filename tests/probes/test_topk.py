@@ -9,7 +9,7 @@ from hesscli.curvature.double_backward import HessianOperator
 from hesscli.events import ignore
 from hesscli.linalg.status import Status
 from hesscli.probes.topk import topk
-from hesscli.run.metrics import topk_metrics
+from hesscli.run.figures.metrics import topk_metrics
 
 
 def run(operator, **options):

@@ -56,7 +56,7 @@ def test_methods_spend_the_same_budget_and_say_on_what(method):
 
 def test_draws_of_xtrace_are_those_of_its_definition():
     # Each vector in turn is left out of the sketch, and what the others' range leaves is sampled with it alone.
-    from hesscli.linalg.xtrace import xtrace
+    from hesscli.linalg.estimators.xtrace import xtrace
 
     operator, k = operator_with(SPECTRA["language model"]), 6
     matrix, n = operator.matrix, operator.space.dimension

@@ -12,9 +12,9 @@ import pytest
 from hesscli.curvature.double_backward import HessianOperator
 from hesscli.errors import UsageError
 from hesscli.recipe.document import resolve
-from hesscli.run.folder import part_folder
-from hesscli.run.product_log import ProductLog
 from hesscli.run.session import run
+from hesscli.run.storage.folder import part_folder
+from hesscli.run.storage.product_log import ProductLog
 
 SMALL = {
     "model.id": "demo",

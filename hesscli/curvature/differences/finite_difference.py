@@ -1,0 +1,231 @@
+"""The Hessian by differences of gradients: for what has a gradient and no second derivative, fused attention too.
+
+    central   (g(theta + h v) - g(theta - h v)) / 2h      2 gradients, error O(h^2)
+    forward   (g(theta + h v) - g(theta)) / h             1 gradient, error O(h): for a basis that is certified after
+
+v is of unit length here whatever its own, and h is chosen for it from what the gradients show (`step.py`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from hesscli.curvature.differences.displaced import DisplacedGradient
+from hesscli.curvature.differences.step import ROUNDINGS, Calibration, Shape
+from hesscli.curvature.risk import EmpiricalRisk
+from hesscli.errors import UsageError
+from hesscli.events import Warned
+from hesscli.linalg.space import ParameterSpace, ParameterVector
+
+Scheme = Literal["central", "forward"]
+
+# Steps are powers of this, so that which vectors came before does not change a product.
+_GRID = 4.0
+_WINDOW = 2.2  # the change may miss what is aimed at by this: half a grid, and some noise
+_TRIALS = 4
+_SAMPLE = 1 << 41  # the index of the calibration's random vector: neither a probe nor the preflight draws it
+_LONGEST = 3e-2  # of the weights' length
+_SHORTEST = 10.0  # roundings of the weights' length
+# Rounding is measured at 1e-5 of the weights' length, then nearer by 16 until the bend no longer falls as h^2.
+_NOISY, _NEARER = 1e-5, 16.0
+_LEAST_NOISE = 0.1  # roundings of the gradient's length; about 6 was measured
+# Signs of a loss that is not smooth. Quotients at h and h/4 disagree by this many times their errors (1.4 was the most
+# where it is smooth), or no step of some vector has an error below this (3e-3 was the most).
+_ROUGH, _ROUGH_ERROR = 5.0, 0.03
+# The error that intervals allow for whatever was estimated: a step is good enough below it.
+_ALLOWED = {"central": 1e-3, "forward": 1e-2}
+_BEYOND = 1.5  # an estimate above what intervals allow for by less than its own doubt is not spoken of
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A product, the step that it was made with, and its estimated error."""
+
+    product: ParameterVector
+    step: float
+    """Of the unit vector."""
+    error: float
+    """Estimated length of the product's error, over the product's length; inf where the product is zero."""
+
+
+class FiniteDifferenceOperator:
+    """The Hessian of a risk by differences, with an estimated error for every product.
+
+    Holds the gradient at theta; a product holds a displaced copy of the weights, one more vector (central), and what
+    one batch's gradient needs. The first product calibrates: about 15 gradients more, again after a weight was changed.
+
+    Raises UsageError where a parameter has no data, and FloatingPointError where a gradient is not finite.
+    """
+
+    def __init__(self, risk: EmpiricalRisk, *, scheme: Scheme) -> None:
+        for name, p in risk.model.named_parameters():
+            if p.device.type == "meta":
+                what = f"finite differences move the weights, and '{name}' is not in memory"
+                raise UsageError("operator.product", what, "place every weight on a device that holds it")
+        self.risk, self.scheme = risk, scheme
+        self._versions: tuple[int, ...] | None = None
+        self._step = 0.0  # the last one
+        self.error_estimate = 0.0
+        """The largest estimated error of a product so far, over its length or that of a random vector's, if longer."""
+        self.steps: tuple[float, float] | None = None
+        """The smallest and the largest step of a unit vector so far."""
+        self.roughness = 0.0
+        """How far quotients at two steps disagree, over what their errors explain."""
+
+    @property
+    def space(self) -> ParameterSpace:
+        """The selected parameters."""
+        return self.risk.space
+
+    @property
+    def relative_error(self) -> float:
+        """What intervals must allow for, over the product's length."""
+        return max(_ALLOWED[self.scheme], self.error_estimate)
+
+    def warnings(self, *, noise: float) -> list[Warned]:
+        """What the products so far say against themselves; intervals were widened by the relative error `noise`."""
+        if self.roughness > _ROUGH or self.error_estimate > _ROUGH_ERROR:
+            text = f"quotients at two steps differ by {self.roughness:.2g} times their errors, and a product's error "
+            text += f"is estimated at {self.error_estimate:.2g}: the loss has kinks or jumps there"
+            return [Warned("not-smooth", f"{text}, and the figures are not its Hessian's; use an exact product")]
+        if self.error_estimate > _BEYOND * noise:
+            text = f"a product's error is estimated at {self.error_estimate:.2g}, and intervals allow for {noise:.2g}"
+            return [Warned("difference-error", f"{text}; use an exact product")]
+        return []
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        """What the products so far have left behind, for `recall` in another process."""
+        return {
+            "step": self._step,
+            "steps": self.steps,
+            "error_estimate": self.error_estimate,
+            "roughness": self.roughness,
+        }
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Go on as after the products that left this memory; calibrates, as the first product does."""
+        self._calibrate_once()
+        self._step, self.error_estimate, self.roughness = (memory[k] for k in ("step", "error_estimate", "roughness"))
+        self.steps = tuple(memory["steps"])
+
+    def matvec(self, v: ParameterVector) -> ParameterVector:
+        """H v: 2 gradients (forward: 1), and 1 to 4 more where v is of another kind than the vector before it."""
+        return self.difference(v).product
+
+    def matvecs(self, vs: Sequence[ParameterVector]) -> list[ParameterVector]:
+        """H v for each v, one after the other."""
+        return [self.matvec(v) for v in vs]
+
+    def difference(self, v: ParameterVector) -> Difference:
+        """H v with its step and its estimated error. Zeros give zeros and cost nothing."""
+        length = self.space.norm(v)
+        if length == 0.0:
+            return Difference(self.space.zeros(), 0.0, 0.0)
+        if not np.isfinite(length):
+            msg = "a vector to be multiplied is not finite"
+            raise FloatingPointError(msg)
+        self._calibrate_once()
+        found = self._central(v, length)[0] if self.scheme == "central" else self._forward(v, length)
+        self._note(found, self.space.norm(found.product) / length)
+        return found
+
+    def _central(self, v: ParameterVector, length: float) -> tuple[Difference, Shape]:
+        step, ahead = self._reach(v, length, self._calibration.change)
+        for trial in range(_TRIALS):
+            product, shape = self._complete(v, step / length, ahead)
+            better = self._calibration.within(step * shape.best(self._calibration.noise))
+            if trial == _TRIALS - 1 or better == step or shape.is_best(self._calibration.noise):
+                break
+            step, ahead = better, self._gradient.change(v, better / length)
+        self.space.scale(length / step, product)
+        return Difference(product, step, shape.error(self._calibration.noise)), shape
+
+    def _forward(self, v: ParameterVector, length: float) -> Difference:
+        step, product = self._reach(v, length, self._calibration.forward_change)
+        error = self._calibration.forward_error(self.space.norm(product))
+        self.space.scale(length / step, product)
+        return Difference(product, step, error)
+
+    def _reach(self, v: ParameterVector, length: float, aim: float) -> tuple[float, ParameterVector]:
+        """A step on the grid that changes the gradient by about `aim`, and the change; the last one is tried first."""
+        for _ in range(_TRIALS):
+            ahead = self._gradient.change(v, self._step / length)
+            size = self.space.norm(ahead)
+            wanted = self._calibration.within(self._step * aim / size if size > 0 else np.inf)
+            nearest = float(_GRID ** np.round(np.log(wanted) / np.log(_GRID)))
+            if aim / _WINDOW <= size <= aim * _WINDOW or nearest == self._step:
+                break
+            self._step = nearest
+        else:
+            ahead = self._gradient.change(v, self._step / length)
+        return self._step, ahead
+
+    def _complete(self, v: ParameterVector, alpha: float, ahead: ParameterVector) -> tuple[ParameterVector, Shape]:
+        """Half the difference of the two sides, in the storage of `ahead`, and what they show."""
+        behind = self._gradient.change(v, -alpha)
+        self.space.axpy(1.0, ahead, behind)
+        bend = 0.5 * self.space.norm(behind)
+        self.space.axpy(-0.5, behind, ahead)
+        return ahead, Shape(self.space.norm(ahead), bend)
+
+    def _note(self, found: Difference, size: float) -> None:
+        least, most = self.steps or (found.step, found.step)
+        self.steps = min(least, found.step), max(most, found.step)
+        if size > 0:
+            relative = found.error * size / max(size, self._calibration.typical)
+            self.error_estimate = max(self.error_estimate, relative)
+
+    def _calibrate_once(self) -> None:
+        """Once for these weights."""
+        versions = tuple(p._version for p in self.risk.model.parameters())
+        if versions != self._versions:
+            self._calibrate()
+            self._versions = versions
+
+    def _calibrate(self) -> None:
+        """Rounding and bending on this model, from a random unit vector v and from H v, which is a Krylov vector."""
+        space, self._gradient = self.space, DisplacedGradient(self.risk)
+        weights = self._gradient.weights_norm
+        shortest = _SHORTEST * self._gradient.rounding * weights
+        v = space.random("gaussian", seed=0, index=_SAMPLE)
+        space.scale(1.0 / space.norm(v), v)
+        noise = self._measure_noise(v, _NOISY * weights, shortest)
+        # Until it is known, bending is as if the gradient changed by its own length before it bends.
+        bending = 0.7 / max(self._gradient.norm, 1e4 * noise)
+        self._calibration = Calibration(noise, bending, typical=0.0, longest=_LONGEST * weights, shortest=shortest)
+        self._step = _NOISY * weights
+        first, shape = self._central(v, 1.0)
+        typical, self.roughness, self.error_estimate = space.norm(first.product), 0.0, 0.0
+        if typical > 0:
+            bending = shape.bending(noise)
+            self._calibration = replace(self._calibration, bending=bending, typical=typical)
+            self.roughness = self._disagreement(v, first)
+            self.error_estimate = first.error * max(1.0, self.roughness)
+            space.scale(1.0 / typical, first.product)
+            second, shape = self._central(first.product, 1.0)
+            self._note(second, space.norm(second.product))
+            self._calibration = replace(self._calibration, bending=max(bending, shape.bending(noise)))
+
+    def _measure_noise(self, v: ParameterVector, step: float, shortest: float) -> float:
+        """The bend that does not fall with the step, as rounding: 4 gradients, 2 more for each step nearer."""
+        bend = self._complete(v, step, self._gradient.change(v, step))[1].bend
+        while step > shortest:
+            step /= _NEARER
+            nearer = self._complete(v, step, self._gradient.change(v, step))[1].bend
+            if nearer > bend / _NEARER or nearer == 0.0:
+                break
+            bend = nearer
+        least = _LEAST_NOISE * self._gradient.rounding * self._gradient.norm
+        return float(max(bend / np.sqrt(ROUNDINGS), least, np.finfo(np.float64).tiny ** 0.5))
+
+    def _disagreement(self, v: ParameterVector, found: Difference) -> float:
+        """How far the quotient at a quarter of the step is from the one found, over what their errors explain."""
+        space, size = self.space, self.space.norm(found.product)
+        step = found.step / _GRID
+        other, shape = self._complete(v, step, self._gradient.change(v, step))
+        space.scale(1.0 / step, other)
+        space.axpy(-1.0, found.product, other)
+        return space.norm(other) / size / (found.error + shape.error(self._calibration.noise))

@@ -1,0 +1,246 @@
+"""One batch's product, forward and back over the calls of a model's layers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils.weak import TensorWeakRef, WeakIdKeyDictionary
+
+from hesscli.curvature.layers.pull_back import Piece, Tangents, pull_back, push_forward, reached
+from hesscli.curvature.layers.push_layer import LayerPush, Own, Weights, float_places
+from hesscli.curvature.layers.stack import Forward, Reached, Stack, intercepted
+from hesscli.curvature.losses import cross_entropy, scores
+from hesscli.curvature.risk import EmpiricalRisk
+from hesscli.curvature.score_curvature import ScoreCurvature, curve, curve_all
+from hesscli.data.slice import IGNORED, Batch
+from hesscli.linalg.space import ParameterVector
+
+_Cotangent = tuple[torch.Tensor | None, Tangents]  # g, and dg for each vector
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    """One run of a layer: what it was called with, which of that follows from parameters, and what it returned."""
+
+    layer: nn.Module
+    leaves: list[Any]
+    spec: TreeSpec
+    places: tuple[int, ...]
+    outputs: list[TensorWeakRef] = field(default_factory=list)
+    """An output that nothing reads, such as attention weights, is gone after the sweep forward."""
+    glue: list[torch.Tensor] = field(default_factory=list)
+    """Inputs that no layer returned as they are, and no call before this had."""
+
+    @property
+    def inputs(self) -> list[torch.Tensor]:
+        """The tensors that follow from parameters, each with a graph back to leaves of the sweep."""
+        return [self.leaves[i] for i in self.places]
+
+    def run(self, values: Sequence[torch.Tensor], weights: Weights) -> Any:
+        """What the layer returns for these in place of its inputs and its weights."""
+        leaves = list(self.leaves)
+        for place, value in zip(self.places, values, strict=True):
+            leaves[place] = value
+        args, kwargs = tree_unflatten(leaves, self.spec)
+        own = {f"layer.{name}": weight for name, weight in weights.items()}
+        return functional_call(_Bare(self.layer), own, args, kwargs)
+
+
+class _Bare(nn.Module):
+    """A layer without what its call does around forward: hooks have run by then."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.layer.forward(*args, **kwargs)
+
+
+class Sweep:
+    """Products with some vectors, added into `totals` batch by batch; not yet divided by the number of terms."""
+
+    def __init__(
+        self,
+        risk: EmpiricalRisk,
+        stack: Stack,
+        curvature: ScoreCurvature | None,
+        pushes: tuple[LayerPush, LayerPush],
+        vs: Sequence[ParameterVector],
+        totals: Sequence[ParameterVector],
+    ) -> None:
+        self._risk, self._stack, self._curvature = risk, stack, curvature
+        (self._push_layer, self._push_head), self._totals = pushes, totals
+        self._place = {id(p): i for i, p in enumerate(risk.parameters)}
+        # A part that is zero is left out, and so is what would be computed for it.
+        self._along: list[Tangents] = [
+            [v[i].to(p.dtype) if bool(v[i].any()) else None for v in vs] for i, p in enumerate(risk.parameters)
+        ]
+        self._still: Tangents = [None] * len(vs)
+        self._calls: list[_Call] = []
+        self._returned: list[TensorWeakRef] = []
+        self._tangents = WeakIdKeyDictionary()  # activation -> its tangent for each vector
+        # By id: the activation, which lives as long as it waits here, g, and dg for each vector.
+        self._cotangents: dict[int, tuple[torch.Tensor, torch.Tensor | None, Tangents]] = {}
+
+    def add(self, batch: Batch) -> None:
+        """One batch: forward through the layers, through the head, and back."""
+        with torch.enable_grad():
+            with intercepted(self._stack.layers, self._enter):
+                try:
+                    found = scores(self._risk.model, self._risk.inputs(batch))
+                    last = None
+                except Reached as reached:
+                    last = reached.args[0]
+            if last is None:
+                self._through_scores(found, batch)
+                del found
+            else:
+                self._through_head(last, batch)
+                del last
+            while self._calls:
+                self._back(self._calls.pop())
+        self._returned.clear()
+        self._cotangents.clear()
+
+    def _enter(self, layer: nn.Module, _forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """In place of a layer's forward: values go on as leaves of their own, tangents are kept beside them."""
+        leaves, spec = tree_flatten((args, kwargs))
+        places = tuple(i for i in float_places(leaves) if leaves[i].requires_grad)
+        call = _Call(layer, leaves, spec, places)
+        for x in call.inputs:
+            if id(x) not in self._place and x not in self._tangents:
+                sources = self._sources()
+                self._tangents[x] = push_forward(x, sources, self._all(sources), num_vectors=len(self._still))
+                call.glue.append(x)
+        self._calls.append(call)
+        own = self._own(layer)
+        out, tangents = self._push_layer(
+            call.run, call.inputs, self._all(call.inputs), own, num_vectors=len(self._still)
+        )
+        returned, spec = tree_flatten(out)
+        for i, pushed in zip(float_places(returned), tangents, strict=True):
+            returned[i] = returned[i].detach().requires_grad_(bool(places or own))
+            self._tangents[returned[i]] = pushed
+            call.outputs.append(TensorWeakRef(returned[i]))
+        self._returned += call.outputs
+        if self._stack.token_inputs and len(self._calls) == len(self._stack.outputs):
+            raise Reached(returned[self._stack.outputs[-1].first])
+        return tree_unflatten(returned, spec)
+
+    def _own(self, layer: nn.Module) -> Own:
+        return {n: (p, self._along[self._place[id(p)]]) for n, p in layer.named_parameters() if id(p) in self._place}
+
+    def _all(self, tensors: Sequence[torch.Tensor]) -> list[Tangents]:
+        return [self._along[self._place[id(x)]] if id(x) in self._place else self._tangents[x] for x in tensors]
+
+    def _sources(self) -> list[torch.Tensor]:
+        """What may lie at the start of glue: what layers returned, then the selected parameters."""
+        alive = [y for ref in self._returned if (y := ref()) is not None and y.requires_grad]
+        return [*alive, *self._risk.parameters]
+
+    def _back(self, call: _Call) -> None:
+        """Make a layer again, pull the cotangents of what it returned through it, and then through glue before it."""
+        reached = [i for i, ref in enumerate(call.outputs) if (y := ref()) is not None and id(y) in self._cotangents]
+        if reached:
+            values = [x.detach().requires_grad_() for x in call.inputs]
+            leaves, _ = tree_flatten(call.run(values, {}))
+            made = [leaves[i] for i in float_places(leaves)]
+            own = [p for p, _ in self._own(call.layer).values()]
+            piece = Piece([made[i] for i in reached], values, own, self._all([*call.inputs, *own]))
+            del leaves, made
+            self._pull(piece, call.inputs, [self._taken(call.outputs[i]()) for i in reached], keep=False)
+        glue = [x for x in call.glue if id(x) in self._cotangents]
+        if glue:
+            self._through_glue(glue, [self._taken(x) for x in glue])
+
+    def _taken(self, x: torch.Tensor | None) -> _Cotangent:
+        _, g, dgs = self._cotangents.pop(id(x))
+        return g, dgs
+
+    def _through_glue(self, outputs: Sequence[torch.Tensor], given: Sequence[_Cotangent]) -> None:
+        sources = self._sources()
+        count = len(sources) - len(self._risk.parameters)
+        piece = Piece(outputs, sources[:count], sources[count:], self._all(sources))
+        self._pull(piece, sources[:count], given, keep=True)
+
+    def _pull(self, piece: Piece, targets: Sequence[torch.Tensor], given: Sequence[_Cotangent], *, keep: bool) -> None:
+        """Through a piece, and add what comes out to `targets`, which its activations stand for, and to the totals."""
+        q, seconds = pull_back(
+            piece, [g for g, _ in given], [dgs for _, dgs in given], num_vectors=len(self._still), keep=keep
+        )
+        for i, x in enumerate(targets):
+            dgs = [second[i] for second in seconds]
+            if id(x) in self._place:
+                self._collect(x, dgs)
+            elif q[i] is not None or any(dg is not None for dg in dgs):
+                _, old, d_old = self._cotangents.get(id(x), (x, None, self._still))
+                self._cotangents[id(x)] = x, _sum(old, q[i]), [_sum(a, b) for a, b in zip(d_old, dgs, strict=True)]
+        for i, p in enumerate(piece.parameters, start=len(targets)):
+            self._collect(p, [second[i] for second in seconds])
+
+    def _collect(self, parameter: torch.Tensor, products: Tangents) -> None:
+        place = self._place[id(parameter)]
+        for total, product in zip(self._totals, products, strict=True):
+            if product is not None:
+                total[place].add_(product.to(total[place].dtype))
+
+    def _through_scores(self, found: torch.Tensor, batch: Batch) -> None:
+        """A head that does not take tokens one by one: the scores of the whole batch at once."""
+        flat = found.flatten(0, 1)
+        if self._curvature is None:
+            loss = cross_entropy(flat, batch.targets.flatten()).sum()
+            self._through_glue([loss], [(torch.ones_like(loss), self._still)])
+            return
+        sources = self._sources()
+        pushed = push_forward(flat, sources, self._all(sources), num_vectors=len(self._still))
+        curved = [None if t is None else curve_all(self._curvature, batch, flat.detach(), t) for t in pushed]
+        self._through_glue([flat], [(None, curved)])
+
+    def _through_head(self, last: torch.Tensor, batch: Batch) -> None:
+        """By chunks of tokens; a token without a term has neither a gradient nor a tangent of it."""
+        if last.shape[:2] != batch.targets.shape:
+            msg = "the last layer's output has not one row for each target"
+            raise RuntimeError(msg)
+        hidden = last.detach().flatten(0, 1)
+        along = [None if t is None else t.flatten(0, 1) for t in self._all([last])[0]]
+        parts = [torch.zeros_like(hidden) for _ in range(1 + len(along))]
+        own = self._head_parameters(hidden)
+        labels = batch.targets.flatten().to(hidden.device)
+        terms = (labels != IGNORED).nonzero().squeeze(1)
+        for chunk in self._stack.chunks(terms):
+            h, dh = hidden[chunk].requires_grad_(), [None if t is None else t[chunk] for t in along]
+            given: _Cotangent = (None, self._still)
+            if self._curvature is None:
+                output = cross_entropy(self._stack.head(h), labels[chunk]).sum()
+                given = torch.ones_like(output), self._still
+            else:
+                output, pushed = self._push_head(
+                    lambda at, weights: self._stack.head(at[0], weights), [h], [dh], own, num_vectors=len(along)
+                )
+                curved = [None if t is None else curve(self._curvature, batch, chunk, output, t) for t in pushed[0]]
+                output, given = self._stack.head(h), (None, curved)
+            piece = Piece([output], [h], [p for p, _ in own.values()], [dh, *(t for _, t in own.values())])
+            q, seconds = pull_back(piece, [given[0]], [given[1]], num_vectors=len(along), keep=False)
+            for part, found in zip(parts, [q[0], *(second[0] for second in seconds)], strict=True):
+                if found is not None:
+                    part[chunk] = found
+            for i, (p, _) in enumerate(own.values(), start=1):
+                self._collect(p, [second[i] for second in seconds])
+        if last.requires_grad:
+            g, *dgs = [part.view_as(last) for part in parts]
+            self._cotangents[id(last)] = last, None if self._curvature else g, dgs
+
+    def _head_parameters(self, hidden: torch.Tensor) -> Own:
+        """Those that the head reads where a gradient sees it; forward mode would see more."""
+        moving = reached([self._stack.head(hidden[:1])])
+        named = zip(self._risk.space.names, self._risk.parameters, self._along, strict=True)
+        return {name: (p, along) for name, p, along in named if id(p) in moving}
+
+
+def _sum(a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor | None:
+    return a if b is None else b if a is None else a + b

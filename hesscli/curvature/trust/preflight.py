@@ -1,0 +1,174 @@
+"""Self-tests of a product before anything is built on it; the figures go into the report and its intervals."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hesscli.curvature.differences.kinks import find_kinks
+from hesscli.curvature.risk import EmpiricalRisk, LossValue
+from hesscli.curvature.symmetries import find_symmetry
+from hesscli.curvature.trust.line import Mismatch, mismatch_along
+from hesscli.curvature.trust.loss_checks import check_loss
+from hesscli.errors import UntrustworthyError
+from hesscli.linalg.operator import LinearOperator
+from hesscli.linalg.space import ParameterVector
+
+# An exact float32 product shows 1e-7 to 1e-5, bfloat16 about 1e-2; a gross fault (a wrong transpose, another scale)
+# shows 0.1 to 1.
+_REFUSE = 0.05
+_ENOUGH = 0.02  # differences of the loss agree to this with exact derivatives of a smooth model
+_STATIONARY = 1e-2  # of a typical product: below this a known answer is too small to be read in its own length
+_SEED_OFFSET = 1 << 40  # sample indices that no probe draws
+_NOISE = "the product", "nothing measured with it can be trusted; use --dtype float32 and --attn eager"
+_REASONS = {
+    "slope": (
+        "the gradient against the loss",
+        "something is not differentiated; leave its parameters out by --exclude",
+    ),
+    "curvature": ("the product against the loss", "it is not the Hessian of this loss; use another --product"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Preflight:
+    """Relative errors of the product, each about ||e|| / ||H v|| for the error e that it sees."""
+
+    symmetry: float
+    """|u.Hv - v.Hu| over ||Hv|| / sqrt(n): what an error without structure would give."""
+    repeat: float
+    """||Hv - Hv|| / ||Hv|| for the same product made twice."""
+    linearity: float
+    """||H(u + v) - Hu - Hv|| / (||Hu|| + ||Hv||)."""
+    known_answer: float | None
+    """The product's distance from a known one along a symmetry of the network; None where none was found."""
+    slope: float | None
+    """g.u against a difference of the loss alone, over ||g|| / sqrt(n) if longer; None where rounding hides it."""
+    curvature: float | None
+    """u.Hu against a second difference of the loss alone, over ||Hu|| / sqrt(n) if longer; not of a GGN or Fisher."""
+
+    @property
+    def noise(self) -> float:
+        """The relative noise floor that every interval of the run is widened by.
+
+        Differences of the loss have errors of 1e-2 of their own: they find faults and measure no noise.
+        """
+        return max(self.symmetry, self.repeat, self.linearity, self.known_answer or 0.0)
+
+
+def check_product(
+    operator: LinearOperator[ParameterVector],
+    risk: EmpiricalRisk,
+    *,
+    loss: LossValue,
+    gradient: ParameterVector,
+    semi_definite: bool,
+    seed: int,
+) -> Preflight:
+    """Run the self-tests: 5 products, and mostly 12 to 16 forward passes; holds 5 vectors beside the gradient.
+
+    `loss` and `gradient` are those of the risk; `semi_definite`: the operator is a GGN or Fisher matrix, which is
+    zero along the symmetries. Raises UntrustworthyError where a product is not finite, not the same twice, not
+    symmetric, not linear or not the known one; where gradient or product are not derivatives of the loss; or where
+    the loss differs between two evaluations, or with padding.
+    """
+    check_loss(risk, loss)
+    space = operator.space
+    u = space.random("gaussian", seed=seed, index=_SEED_OFFSET)
+    v = space.random("gaussian", seed=seed, index=_SEED_OFFSET + 1)
+    for x in (u, v):
+        space.scale(1.0 / space.norm(x), x)
+    hu, hv = operator.matvec(u), operator.matvec(v)
+    norm_u, norm_v = space.norm(hu), space.norm(hv)
+    if not np.isfinite(norm_u + norm_v + space.norm(gradient)):
+        raise UntrustworthyError(
+            "preflight",
+            "a product or the gradient holds NaN or Inf",
+            "use --dtype float32 --attn eager, or another slice",
+        )
+    line = _against_the_loss(risk, [(u, hu), (v, hv)], loss, gradient, semi_definite=semi_definite)
+    if norm_u == 0 and norm_v == 0:
+        return _accepted(Preflight(0.0, 0.0, 0.0, None, line.slope, line.curvature), risk)
+    skew = abs(space.inner(u, hv) - space.inner(v, hu)) * float(np.sqrt(space.dimension))
+    again = operator.matvec(v)
+    space.axpy(-1.0, hv, again)
+    repeat = space.norm(again) / norm_v
+    del again
+    space.axpy(1.0, u, v)
+    together = operator.matvec(v)
+    space.axpy(-1.0, hu, together)
+    space.axpy(-1.0, hv, together)
+    linearity = space.norm(together) / (norm_u + norm_v)
+    del u, v, hu, hv, together
+    known = _known_answer_error(operator, risk, gradient, max(norm_u, norm_v), semi_definite=semi_definite, seed=seed)
+    symmetry = skew / max(norm_u, norm_v)
+    return _accepted(Preflight(symmetry, repeat, linearity, known, line.slope, line.curvature), risk)
+
+
+def _accepted(found: Preflight, risk: EmpiricalRisk) -> Preflight:
+    smooth = not find_kinks(risk.model)  # a difference counts the kinks that it crosses, exact derivatives do not
+    for name in ("repeat", "linearity", "symmetry", "known_answer", *(("slope", "curvature") if smooth else ())):
+        error = getattr(found, name) or 0.0
+        if error > _REFUSE:
+            what, remedy = _REASONS.get(name, _NOISE)
+            raise UntrustworthyError(
+                "preflight", f"{name.replace('_', '-')} error of {what} is {error:.2g}, above {_REFUSE}", remedy
+            )
+    return found
+
+
+def _against_the_loss(
+    risk: EmpiricalRisk,
+    products: Sequence[tuple[ParameterVector, ParameterVector]],
+    loss: LossValue,
+    gradient: ParameterVector,
+    *,
+    semi_definite: bool,
+) -> Mismatch:
+    """The gradient, and products with unit vectors, against differences of the loss alone: the largest mismatch."""
+    space, root = risk.space, float(np.sqrt(risk.space.dimension))
+    found = []
+    for u, hu in products:
+        slope, curvature = space.inner(gradient, u), space.inner(u, hu)
+        scales = max(abs(slope), space.norm(gradient) / root), max(abs(curvature), space.norm(hu) / root)
+        if 0.0 not in scales:
+            predicted = None if semi_definite else curvature
+            found.append(
+                mismatch_along(risk, u, loss.value, slope=slope, curvature=predicted, scales=scales, enough=_ENOUGH)
+            )
+    return Mismatch(_largest([f.slope for f in found]), _largest([f.curvature for f in found]))
+
+
+def _largest(values: Sequence[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)
+
+
+def _known_answer_error(
+    operator: LinearOperator[ParameterVector],
+    risk: EmpiricalRisk,
+    gradient: ParameterVector,
+    typical: float,
+    *,
+    semi_definite: bool,
+    seed: int,
+) -> float | None:
+    """||Hd - answer|| over ||Hd|| for d along a symmetry; None without one.
+
+    A GGN or Fisher matrix gives zero there: `typical`, the size of a product with a random unit vector, sets the
+    scale. So it does for the Hessian at a stationary point, where ||Hd|| is nothing but rounding.
+    """
+    symmetry = find_symmetry(risk, gradient, seed=seed)
+    if symmetry is None:
+        return None
+    space = operator.space
+    d = symmetry.direction(risk)
+    length = space.norm(d)
+    if length == 0.0:
+        return None
+    space.scale(1.0 / length, d)
+    product, size = operator.matvec(d), typical
+    del d
+    if not semi_definite:
+        size = max(space.norm(product), _STATIONARY * typical)
+        space.axpy(-1.0 / length, symmetry.answer(risk, gradient), product)
+    return space.norm(product) / size

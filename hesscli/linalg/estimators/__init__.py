@@ -1,0 +1,1 @@
+"""Random estimates of traces, norms, diagonals and quadratic forms, each with its error."""

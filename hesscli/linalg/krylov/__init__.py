@@ -1,0 +1,1 @@
+"""Krylov methods for extreme eigenvalues: recurrence, restarts, certification and what may be missing."""

@@ -1,0 +1,84 @@
+"""Deflation: take a few vectors out of an operator exactly, so that sampling has less to do.
+
+Everything stochastic here has a variance that its largest eigenvalues dominate; what a short Krylov run finds
+of them is then counted, not sampled (Lin 2017; Chen and Hallman 2022, arXiv 2205.01736).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from hesscli.linalg.basis import Basis, project_out
+from hesscli.linalg.krylov.lanczos import LanczosState
+from hesscli.linalg.operator import LinearOperator
+from hesscli.linalg.space import Space
+
+V = TypeVar("V")
+
+# The sample index of the vector that a deflating run starts from: no probe draws it, and it must not depend on them.
+START_INDEX = 1 << 41
+
+
+def goes_on(state: LanczosState[V], *, steps: int, seed: int) -> bool:
+    """Whether a deflating run of `steps` products has another one to take.
+
+    Where a Krylov space ends before the budget, and the budget is the whole space, a new direction follows: then
+    nothing is left to sample, and a space of a few entries needs no statistics.
+    """
+    space = state.space
+    if not state.exhausted or steps < space.dimension:
+        return not state.exhausted and state.num_matvecs < steps
+    return state.restart_with(space.random("gaussian", seed=seed, index=START_INDEX + state.num_matvecs))
+
+
+class DeflatedOperator(Generic[V]):
+    """P H P with P = I - U U^T, for vectors that lie in the range of P already. Costs no more products."""
+
+    def __init__(self, operator: LinearOperator[V], basis: Basis[V]) -> None:
+        self._operator, self._basis = operator, basis
+
+    @property
+    def space(self) -> Space[V]:
+        """The whole space."""
+        return self._operator.space
+
+    def matvec(self, v: V) -> V:
+        """P H v."""
+        return self.matvecs([v])[0]
+
+    def matvecs(self, vs: Sequence[V]) -> list[V]:
+        """P H v for each v."""
+        products = self._operator.matvecs(vs)
+        for w in products:
+            project_out(self._basis, w)
+        return products
+
+
+@dataclass(frozen=True, slots=True)
+class Outliers(Generic[V]):
+    """Converged eigenpairs: values rising, (k,), residuals of each, and orthonormal vectors."""
+
+    values: np.ndarray
+    residual_norms: np.ndarray
+    basis: Basis[V]
+    reach: float | None
+    """How far beyond the run's outermost Ritz values the spectrum may go; None where that is not known."""
+    noise: float
+    """The product's error on a unit vector, as the run shows it."""
+
+
+def converged_outliers(state: LanczosState[V], *, tolerance: float) -> Outliers[V]:
+    """The pairs of a reorthogonalised run whose residual is below `tolerance` times their value. Holds k vectors.
+
+    To deflate a pair with residual r shifts the rest of the spectrum by r^2 / gap at the most, tolerance squared
+    times the value.
+    """
+    assert state.basis is not None
+    ritz = state.ritz()
+    good = ritz.residual_norms <= tolerance * np.abs(ritz.values)
+    basis = state.space.basis()
+    for place in np.flatnonzero(good):
+        basis.append(state.basis.combine(ritz.vectors[:, [place]])[0])
+    return Outliers(ritz.values[good], ritz.residual_norms[good], basis, state.reach(), state.noise())

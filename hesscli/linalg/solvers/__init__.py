@@ -1,0 +1,1 @@
+"""Damped linear systems by Krylov methods, with the bounds that go with their iterates."""

@@ -1,0 +1,92 @@
+"""The block-diagonal test as metrics, blocks and a coupling matrix."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from hesscli.curvature.selection import Block
+from hesscli.linalg.space import ParameterSpace
+from hesscli.linalg.statistics import mean_estimate, spread_estimate
+from hesscli.probes.blockdiag import BlockDiagonal
+from hesscli.probes.top_curvature import TopCurvature
+from hesscli.report import schema
+from hesscli.run.figures.metrics import Metrics, bounded, sampled
+
+# Above this the products' own noise is as large as what the test looks for: no verdict is printed.
+LINEARITY_LIMIT = 0.05
+
+
+def blockdiag_metrics(result: BlockDiagonal, *, noise: float) -> Metrics:
+    """Means over blocks with intervals over probes, their spread, and the share of ||H||_F^2 outside blocks."""
+    out = {
+        "relative_error": _over_blocks(result.relative_errors, noise),
+        "cosine": _over_blocks(result.cosines, noise),
+        "relative_error_std": _spread(result.relative_errors),
+        "cosine_std": _spread(result.cosines),
+        "off_block_fraction": sampled(result.off_block_fraction, precision=2 * noise),
+    }
+    out["off_block_fraction"].n["blocks"] = result.squared_norms.shape[1]
+    return out
+
+
+def blockdiag_blocks(
+    result: BlockDiagonal, blocks: Sequence[Block], space: ParameterSpace, *, noise: float
+) -> list[schema.Block]:
+    """Relative error and cosine of each block, means over probes, and its share of its rows' squares."""
+    return [
+        schema.Block(
+            name=block.name,
+            num_parameters=sum(space.numels[p] for p in block.parts),
+            metrics={
+                "relative_error": sampled(mean_estimate(result.relative_errors[:, i]), precision=noise),
+                "cosine": sampled(mean_estimate(result.cosines[:, i]), precision=noise),
+                "share": sampled(result.share(i), precision=2 * noise),
+            },
+        )
+        for i, block in enumerate(blocks)
+    ]
+
+
+def coupling(result: BlockDiagonal, blocks: Sequence[Block]) -> schema.Coupling | None:
+    """||H_ab||_F between blocks; None for a single probe, whose error is not known."""
+    found = result.coupling()
+    if not np.isfinite(found.errors).all():
+        return None
+    return schema.Coupling(
+        blocks=[b.name for b in blocks],
+        frobenius=found.norms.tolist(),
+        stderr=found.errors.tolist(),
+        low=found.low.tolist(),
+        high=found.high.tolist(),
+    )
+
+
+def top_block_curvature(found: TopCurvature, *, noise: float) -> schema.TopCurvature:
+    """One eigenvector's curvature by block; the share's interval is for the eigenvector's own error."""
+    value, error = found.inside, found.inside_error
+    if np.isfinite(error):
+        inside = bounded(value, value - error, value + error, precision=2 * noise)
+    else:
+        inside = schema.Metric(value=value, reason="no gap separates the eigenvector: another mixture is as good")
+    return schema.TopCurvature(
+        value=found.value, residual=found.residual_norm, inside=inside, matrix=found.matrix.tolist()
+    )
+
+
+def _over_blocks(figures: np.ndarray, noise: float) -> schema.Metric:
+    alive = np.isfinite(figures).all(axis=0)
+    if not alive.any():
+        return schema.Metric(value=None, reason="the product is zero in every block")
+    metric = sampled(mean_estimate(figures[:, alive].mean(axis=1)), precision=noise)
+    metric.n["blocks"] = int(alive.sum())
+    return metric
+
+
+def _spread(figures: np.ndarray) -> schema.Metric:
+    """The standard deviation over blocks and probes together, interval over probes."""
+    alive = figures[:, np.isfinite(figures).all(axis=0)]
+    if alive.shape[1] < 2:
+        return schema.Metric(value=None, reason="fewer than two blocks have no spread")
+    metric = sampled(spread_estimate(alive), precision=0.0)
+    metric.n["blocks"] = alive.shape[1]
+    return metric

@@ -1,0 +1,150 @@
+"""The run of topk: its basis, its operators, and what the data's own spread does to each eigenvalue."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hesscli.curvature.batches import batch_quadratic_forms, groups_of_rows
+from hesscli.curvature.choice import choose_operator
+from hesscli.curvature.differences.finite_difference import FiniteDifferenceOperator
+from hesscli.data import Batch
+from hesscli.errors import UsageError
+from hesscli.events import Noted, OnEvent, Warned
+from hesscli.linalg.space import ParameterVector
+from hesscli.linalg.statistics import Estimate, ratio_estimate
+from hesscli.probes.topk import TopK, topk
+from hesscli.recipe import Recipe
+from hesscli.report import schema
+from hesscli.run.figures.basis import krylov_dim_of
+from hesscli.run.figures.data_error import FEWEST, GROUPS
+from hesscli.run.figures.metrics import topk_precision
+from hesscli.run.observed import ObservedOperator
+from hesscli.run.setup import Subject
+from hesscli.run.slices import batches
+from hesscli.run.storage.product_log import ProductLog
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """What the batches of the slice, and further ones, say of each pair."""
+
+    on_slice: list[Estimate] | None
+    held_out: list[Estimate] | None
+    num_groups: int
+
+
+def measure_pairs(
+    recipe: Recipe, subject: Subject, operator: ObservedOperator, on_event: OnEvent
+) -> tuple[TopK, Spread, dict[str, object]]:
+    """The pairs, their spread over the data, and the settings that the run came to.
+
+    Raises UsageError, DoesNotFitError, or FloatingPointError where a product is not finite.
+    """
+    estimator, space = recipe.estimator, subject.risk.space
+    steps = recipe.budget("steps")
+    krylov_dim = krylov_dim_of(recipe, space, steps=steps)
+    if krylov_dim is not None and estimator.krylov_dim is None:
+        on_event(Noted(f"the basis is restarted at {krylov_dim} vectors: more do not fit in memory"))
+    cheap = _basis_operator(recipe, subject, operator.log)
+    groups = groups_of_rows(subject.risk.batches, at_least=GROUPS)
+    others = groups_of_rows(_held_out(subject), at_least=GROUPS)
+    result = topk(
+        operator,
+        k=estimator.k,
+        which=estimator.which,
+        max_steps=steps,
+        tolerance=estimator.tolerance,
+        seed=estimator.seed,
+        on_event=on_event,
+        krylov_dim=krylov_dim,
+        basis_operator=cheap,
+        quadratic_forms=_forms(subject, operator, groups, others) if len(groups) >= FEWEST or others else None,
+    )
+    settings: dict[str, object] = {
+        "steps_taken": result.num_steps,
+        "orthogonality_loss": result.orthogonality_loss,
+        "krylov_dim": krylov_dim,
+        "basis": estimator.basis,
+    }
+    if cheap is not None:
+        settings["basis_matvecs"] = cheap.num_matvecs
+        operator.num_matvecs += cheap.num_matvecs
+        operator.num_replayed += cheap.num_replayed
+        operator.seconds += cheap.seconds
+    if (found := result.completeness) is not None:
+        settings["completeness"] = {
+            "probes": found.num_probes,
+            "matvecs": found.num_matvecs,
+            "found": found.num_found,
+            "complete": found.complete,
+        }
+        if not found.complete:
+            what = "an eigenvalue may be missing among the pairs, or a copy of one: the probes could not settle it"
+            on_event(Warned("completeness", what))
+    if len(groups) < FEWEST:
+        rows = "1 row" if len(groups) == 1 else f"{len(groups)} rows"
+        what = f"the slice has {rows} with a loss term: the error that the data makes is not estimated"
+        on_event(Warned("few-rows", what))
+    return result, _spread(result, groups, others), settings
+
+
+def eigenpairs(result: TopK, spread: Spread, *, noise: float) -> list[schema.Eigenpair]:
+    """The pairs for the report, bars widened by the product's noise."""
+    floor = topk_precision(result, noise=noise)
+    pairs = []
+    for i, p in enumerate(result.pairs):
+        pair = schema.Eigenpair(value=p.value, residual=p.residual_norm, converged=p.converged, bar=p.bar + floor)
+        if spread.on_slice is not None:
+            pair.slice_error = spread.on_slice[i].stderr
+        if spread.held_out is not None:
+            pair.held_out, pair.held_out_error = spread.held_out[i].value, spread.held_out[i].stderr
+        pairs.append(pair)
+    return pairs
+
+
+def _basis_operator(recipe: Recipe, subject: Subject, log: ProductLog | None) -> ObservedOperator | None:
+    """The operator that builds the basis, where it is another than the one that certifies."""
+    product, risk = recipe.estimator.basis_product, subject.risk
+    if product == "auto":
+        return None
+    if recipe.operator.kind != "hessian" and product != "layered":
+        what = f"'{product}' is for the Hessian, not for {recipe.operator.kind}"
+        raise UsageError("estimator.basis_product", what, "leave --basis-product out")
+    if product == "finite-difference":  # one-sided: one gradient each, and its errors end with the basis
+        return ObservedOperator(FiniteDifferenceOperator(risk, scheme="forward"), risk.space, log=log)
+    choice = choose_operator(risk, kind=recipe.operator.kind, product=product, seed=recipe.estimator.seed)
+    return ObservedOperator(choice.operator, risk.space, log=log)
+
+
+def _held_out(subject: Subject) -> Sequence[Batch]:
+    if subject.held_out is None:
+        return []
+    return batches(subject.held_out, subject.batch_size, subject.checkpoint)
+
+
+def _forms(
+    subject: Subject, operator: ObservedOperator, groups: Sequence[Batch], others: Sequence[Batch]
+) -> Callable[[Sequence[ParameterVector]], np.ndarray]:
+    def forms(vectors: Sequence[ParameterVector]) -> np.ndarray:
+        with operator.counted(len(vectors) * (2 if others else 1)):
+            return batch_quadratic_forms(operator.observed, subject.risk, [*groups, *others], vectors)
+
+    return forms
+
+
+def _spread(result: TopK, groups: Sequence[Batch], others: Sequence[Batch]) -> Spread:
+    forms = result.quadratic_forms
+    if forms is None:
+        return Spread(None, None, len(groups))
+
+    def estimates(rows: np.ndarray, batches: Sequence[Batch]) -> list[Estimate]:
+        terms = np.array([b.num_terms for b in batches], dtype=np.float64)
+        return [ratio_estimate(terms * column, terms) for column in rows.T]
+
+    inside, outside = forms[: len(groups)], forms[len(groups) :]
+    return Spread(
+        estimates(inside, groups) if len(groups) >= FEWEST else None,
+        estimates(outside, others) if others else None,
+        len(groups),
+    )

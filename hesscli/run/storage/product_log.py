@@ -1,0 +1,92 @@
+"""The products of a run on disk while it lasts: a run that was cut off takes them from there and ends the same.
+
+Probes are deterministic: made again from the same products, every basis, coefficient and random vector is the same bit
+for bit. So a log of products is the state of any probe, wherever in it the run was cut off.
+"""
+
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from hesscli.linalg.space import ParameterSpace, ParameterVector
+from hesscli.run.storage.tensor_file import write_tensors
+
+_SHARE = 0.5  # of the free disk that a log may take
+
+
+class ProductLog:
+    """Products in the order in which they were asked for, one file for each request.
+
+    Costs the disk a vector for each product, until the run has ended. A file appears whole or not at all. Where the
+    disk has no room the log ends, and what it holds stays good.
+    """
+
+    def __init__(self, folder: Path, space: ParameterSpace) -> None:
+        self._folder, self._space = folder, space
+        self._next = 0
+        self._reading = folder.is_dir()
+        self.is_full = False
+
+    def take(self, vs: Sequence[ParameterVector]) -> tuple[list[ParameterVector], dict[str, Any]] | None:
+        """The next request's products and memory, if they are there and were asked for with the same vectors."""
+        if not self._reading:
+            return None
+        found = self._read(self._file(self._next), vs)
+        if found is None:
+            self._reading = False
+            for stale in sorted(self._folder.glob("*.safetensors"))[self._next :]:
+                stale.unlink()
+            return None
+        self._next += 1
+        return found
+
+    def add(self, vs: Sequence[ParameterVector], products: Sequence[ParameterVector], memory: dict[str, Any]) -> None:
+        """Keep one request's products, with what the operator wants to remember after them."""
+        if self.is_full:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        needed = len(products) * self._space.vector_bytes()
+        if needed > _SHARE * shutil.disk_usage(self._folder).free:
+            self.is_full = True
+            return
+        tensors = {
+            f"{i}.{name}": part
+            for i, product in enumerate(products)
+            for name, part in zip(self._space.names, product, strict=True)
+        }
+        file = self._file(self._next)
+        half = file.with_suffix(".half")
+        write_tensors(half, tensors, {"input": _digest(vs), "memory": json.dumps(memory)})
+        os.replace(half, file)
+        self._next += 1
+
+    def _file(self, number: int) -> Path:
+        return self._folder / f"{number:06d}.safetensors"
+
+    def _read(self, file: Path, vs: Sequence[ParameterVector]) -> tuple[list[ParameterVector], dict[str, Any]] | None:
+        try:
+            with safe_open(file, framework="pt") as stored:
+                metadata = stored.metadata()
+                if metadata["input"] != _digest(vs):
+                    return None
+                places = list(zip(self._space.names, self._space.devices, strict=True))
+                products = [
+                    [stored.get_tensor(f"{i}.{name}").to(device) for name, device in places] for i in range(len(vs))
+                ]
+                return products, json.loads(metadata["memory"])
+        except (OSError, SafetensorError, KeyError, ValueError):  # none, or one that is not whole
+            return None
+
+
+def _digest(vs: Sequence[ParameterVector]) -> str:
+    """A checksum of the vectors that a request was made with."""
+    value = 0
+    for part in (part for v in vs for part in v):
+        value = zlib.crc32(part.detach().cpu().contiguous().numpy().data, value)
+    return f"{len(vs)}:{value:08x}"
