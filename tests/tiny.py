@@ -13,6 +13,8 @@ from transformers import (
     LlamaConfig,
     MixtralConfig,
     Olmo2Config,
+    OPTConfig,
+    OPTForCausalLM,
     Phi3Config,
     Qwen3Config,
 )
@@ -64,6 +66,28 @@ def tiny_model(name, *, attention="eager"):
     with torch.no_grad():  # zeros, which no trained row is: the norm behind it would have a curvature of 1e9
         model.get_input_embeddings().weight[0].normal_(0, 0.3)
     return model.float().eval()
+
+
+def tiny_opt(activation, *, ffn_dim=64, num_hidden_layers=2):
+    """An OPT wide enough that a step of a difference crosses kinks, where its activation has any."""
+    torch.manual_seed(0)
+    kept = {k: v for k, v in _COMMON.items() if k not in ("num_hidden_layers", "hidden_size", "initializer_range")}
+    config = OPTConfig(
+        **{**kept, "max_position_embeddings": 64},
+        hidden_size=16,
+        word_embed_proj_dim=16,
+        ffn_dim=ffn_dim,
+        num_hidden_layers=num_hidden_layers,
+        activation_function=activation,
+        init_std=0.3,
+    )
+    return OPTForCausalLM(config).eval()
+
+
+def rows_of(ids):
+    """A slice of rows of one length, (rows, tokens): the next token at each place."""
+    rows = [Sequence({"input_ids": row}, torch.cat([row[1:], torch.tensor([IGNORED])])) for row in ids]
+    return Slice(tuple(rows), id="rows")
 
 
 def ragged_slice(lengths=(5, 11, 3, 9, 7), *, seed=3):

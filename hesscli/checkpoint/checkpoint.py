@@ -3,12 +3,13 @@
 import hashlib
 import inspect
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hesscli.checkpoint.identity import Identity
@@ -23,7 +24,7 @@ _PROCESSOR = "preprocessor_config.json"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Checkpoint:
-    """A model in eval mode whose parameters all lie on a real device, and require gradients but for its constants."""
+    """A model in eval mode whose parameters require gradients but for its constants, and are there but for `reads`."""
 
     model: PreTrainedModel
     identity: Identity
@@ -32,6 +33,12 @@ class Checkpoint:
     trust_remote_code: bool
     adapter_parameters: tuple[str, ...] = ()
     """The names of what an adapter trains, none for a whole model."""
+    reads: Mapping[str, Callable[[], torch.Tensor]] = field(default_factory=dict)
+    """By parameter name how a weight is read that is not where the model computes: NaN stands in for it there."""
+    offload_folder: Path | None = None
+    """Where vectors go when weights stay on disk; None is the host's memory."""
+    copies: object | None = None
+    """The folder of weights that were copied to be read; it goes with the checkpoint."""
 
     @property
     def input_device(self) -> torch.device:
@@ -41,7 +48,11 @@ class Checkpoint:
 
     @property
     def placement(self) -> str:
-        """`single`, or `layerwise` where the parameters lie on several devices."""
+        """`single`; `layerwise` on several devices, `offloaded` with layers on none, `fsdp` shared by processes."""
+        if self.reads:
+            return "offloaded"
+        if any(isinstance(p, DTensor) for p in self.model.parameters()):
+            return "fsdp"
         return "layerwise" if len({p.device for p in self.model.parameters()}) > 1 else "single"
 
     @property

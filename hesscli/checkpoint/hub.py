@@ -72,6 +72,18 @@ def fetch(
     return folder, commit
 
 
+def fetch_config(id: str, *, revision: str | None, offline: bool) -> Path:
+    """The folder in the hub's cache with the config alone, which is fetched where need be; no weights are.
+
+    Raises:
+        UnavailableError: not found, gated, or offline and not cached.
+    """
+    if offline or constants.HF_HUB_OFFLINE:
+        return _cached(id, revision=revision)[0]
+    with quiet(), _failures(id, revision):
+        return Path(hf_hub_download(id, CONFIG, revision=revision)).parent
+
+
 def _cached_config(id: str, revision: str | None) -> Path | None:
     for name in (CONFIG, ADAPTER_CONFIG):
         found = try_to_load_from_cache(id, name, revision=revision)

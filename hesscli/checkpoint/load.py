@@ -1,9 +1,13 @@
 """Loading: find, check, place, read, check again."""
 
+import copy
 import pickle
 from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -16,7 +20,8 @@ from hesscli.checkpoint.architecture import read_architecture
 from hesscli.checkpoint.checkpoint import Checkpoint
 from hesscli.checkpoint.identity import Identity, weights_sha256
 from hesscli.checkpoint.listing import has_tokenizer, names_in, weights_entry
-from hesscli.checkpoint.placement import Plan, check_map, check_room, decide
+from hesscli.checkpoint.offload import Reads, arrange, leave_out, undispatched
+from hesscli.checkpoint.placement import Plan, check_map, decide, settle
 from hesscli.checkpoint.quiet import in_short, quiet
 from hesscli.checkpoint.source import locate, parse
 from hesscli.checkpoint.tasks import Task
@@ -39,6 +44,7 @@ def load_checkpoint(
     placement: str,
     device_map: str | Mapping[str, Any] | None,
     max_memory: Mapping[Any, int | str] | None,
+    offload_dir: str | None,
     trust_remote_code: bool,
     allow_pickle: bool,
     offline: bool,
@@ -48,19 +54,20 @@ def load_checkpoint(
 
     An adapter is put into the base model that it names, and not merged.
 
-    The weights are in `dtype`, finite, complete and resident; the model is in eval mode without a cache, with
+    The weights are in `dtype`, finite and complete, and resident but for the layers that the placement leaves on disk
+    or on the host, which are read when they run; the model is in eval mode without a cache, with
     attention and experts that can be differentiated twice. Files are checked and hashed before they are loaded,
     and loading itself reads the local folder only: no request is made after the files were fetched.
 
     Raises:
         UsageError: an option is wrong, or the checkpoint is for another task, or for one that hess does not know.
         UnavailableError: the checkpoint cannot be had, is damaged, unsafe, quantised or of an unknown architecture.
-        DoesNotFitError: it does not fit, or would be offloaded.
+        DoesNotFitError: it does not fit.
     """
     for field, value, allowed in (("dtype", dtype, _DTYPES), ("attn", attention, _ATTENTION)):
         if value not in allowed:
             raise _unknown(field, value, list(allowed))
-    plan = decide(placement, device_map=device_map, max_memory=max_memory)
+    plan = decide(placement, device_map=device_map, max_memory=max_memory, offload_dir=offload_dir)
     reach = partial(
         locate,
         allow_pickle=allow_pickle,
@@ -75,9 +82,9 @@ def load_checkpoint(
     config, found = read_architecture(base.folder, id=base.id, task=task, trust_remote_code=trust_remote_code)
     weights = check_weights(base.folder / entry, id=base.id)
     parts = [weights] if adapter is None else [weights, adapter.weights]
-    check_room(plan, needed=sum(_bytes_needed(part, _DTYPES[dtype]) for part in parts), id=base.id)
+    plan = settle(plan, needed=sum(_bytes_needed(part, _DTYPES[dtype]) for part in parts), id=base.id)
     digest = weights_sha256([file for part in parts for file in part.files], on_event=on_event)
-    net, info = _read(
+    read = _read(
         base.folder,
         task=found,
         config=config,
@@ -88,13 +95,17 @@ def load_checkpoint(
         pickled=weights.pickled,
         trust_remote_code=trust_remote_code,
     )
+    net, info = read.model, read.info
     check_map(plan, [name for name, _ in net.named_parameters()], id=base.id)
+    if read.reads and adapter is not None:
+        what = "an adapter goes onto weights that are in memory"
+        raise UsageError("device_map", what, "map every part to a device, or merge the adapter")
     soundness.check_complete(net, info, id=base.id, on_event=on_event)
     soundness.check_resident(net, id=base.id)
     tied = soundness.check_ties(net, id=base.id)
     constants = soundness.constants(net)
     trained = () if adapter is None else attach(adapter, net)
-    soundness.check_finite(net, id=source.id)
+    soundness.check_finite(net, id=source.id, left_out=read.reads)
     soundness.prepare(net, constants=constants)
     soundness.warn_of_kernels(net, on_event=on_event)
     identity = Identity(
@@ -112,7 +123,8 @@ def load_checkpoint(
     )
     # The tokenizer of an adapter lies beside it only where tokens were added.
     own = adapter is None or has_tokenizer(names_in(source.folder, id=source.id))
-    return Checkpoint(net, identity, (source if own else base).folder, trust_remote_code, trained)
+    folder = (source if own else base).folder
+    return Checkpoint(net, identity, folder, trust_remote_code, trained, read.reads, plan.folder, read.copies)
 
 
 def _unknown(field: str, value: str, allowed: list[str]) -> UsageError:
@@ -127,6 +139,16 @@ def _bytes_needed(weights: Weights, dtype: torch.dtype | None) -> int:
     return weights.elements * dtype.itemsize
 
 
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What `from_pretrained` made of the files."""
+
+    model: PreTrainedModel
+    info: dict[str, Any]
+    reads: Reads
+    copies: TemporaryDirectory[str] | None
+
+
 def _read(
     folder: Path,
     *,
@@ -138,27 +160,44 @@ def _read(
     plan: Plan,
     pickled: bool,
     trust_remote_code: bool,
-) -> tuple[PreTrainedModel, dict[str, Any]]:
+) -> _Read:
+    index: dict[str, Any] = {}
+    copies = None
     try:
         with quiet():
-            return task.loader.from_pretrained(
-                folder,
-                config=config,
-                dtype=dtype or "auto",
-                attn_implementation=attention,
-                # The default, grouped_mm, has no forward derivative and no float64.
-                experts_implementation="eager",
-                device_map=plan.device_map,
-                max_memory=plan.max_memory,
-                use_safetensors=not pickled,
-                weights_only=True,
-                trust_remote_code=trust_remote_code,
-                local_files_only=True,
-                ignore_mismatched_sizes=True,  # reported by name below, where the default prints a table and raises
-                output_loading_info=True,
-            )
+            arrangement = None
+            if plan.device is None:
+                with torch.device("meta"):
+                    bare = task.loader.from_config(
+                        copy.deepcopy(config), dtype=dtype or config.dtype, trust_remote_code=trust_remote_code
+                    )
+                arrangement = arrange(plan, bare, id=id)
+            if arrangement is not None and plan.folder is not None:
+                copies = TemporaryDirectory(prefix="hess-weights-", dir=plan.folder)
+            with undispatched(index) if arrangement is not None else nullcontext():
+                model, info = task.loader.from_pretrained(
+                    folder,
+                    config=config,
+                    dtype=dtype or "auto",
+                    attn_implementation=attention,
+                    # The default, grouped_mm, has no forward derivative and no float64.
+                    experts_implementation="eager",
+                    device_map=plan.device_map if arrangement is None else arrangement.device_map,
+                    max_memory=plan.max_memory,
+                    offload_folder=None if copies is None else copies.name,
+                    use_safetensors=not pickled,
+                    weights_only=True,
+                    trust_remote_code=trust_remote_code,
+                    local_files_only=True,
+                    ignore_mismatched_sizes=True,  # reported by name below, where the default prints a table and raises
+                    output_loading_info=True,
+                )
+    except HessError:
+        raise
     except Exception as error:  # any of 400 architectures, or the checkpoint's own code
         raise _explain(error, id=id, attention=attention, plan=plan) from error
+    reads = leave_out(model, index, arrangement.on_host, arrangement.device) if arrangement is not None else {}
+    return _Read(model, info, reads, copies)
 
 
 def _explain(error: Exception, *, id: str, attention: str, plan: Plan) -> HessError:
@@ -172,6 +211,9 @@ def _explain(error: Exception, *, id: str, attention: str, plan: Plan) -> HessEr
         return UnavailableError("weights", what, "use a safetensors checkpoint")
     if attention != "eager" and ("attn_implementation" in text or "scaled_dot_product_attention" in text):
         return UsageError("attn", f"'{attention}' is not supported by the architecture of '{id}'", "use --attn eager")
+    if "offload_folder" in text:
+        what = f"'{id}' is not stored as it is used, so what stays on disk needs a place for a copy"
+        return UsageError("offload_dir", what, "add --offload-dir DIR")
     if plan.device is None and "offload" in text:
         what = f"'{id}' would be offloaded from the devices given"
         return DoesNotFitError("device_map", what, "raise --max-memory, use --dtype bfloat16, or add devices")

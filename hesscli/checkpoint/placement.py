@@ -1,12 +1,14 @@
-"""Where the weights go: one device, or several with every parameter resident on one of them."""
+"""Where the weights go: one device, several with every parameter on one of them, or layers that stay in their files."""
 
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import convert_file_size_to_int
 
 from hesscli.checkpoint.memory import available_bytes
 from hesscli.errors import DoesNotFitError, UsageError
@@ -15,6 +17,8 @@ __all__ = ["Plan", "available_bytes", "decide"]
 
 _PLACEMENTS = ("auto", "single", "layerwise")
 _STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")  # accelerate's own
+# Times the weights that a product in memory holds: they, a vector, a result, a gradient.
+_IN_MEMORY = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +29,13 @@ class Plan:
     """None: the host."""
     max_memory: dict[int | str, int | str] | None
     device: torch.device | None
-    """The one device, None where accelerate decides."""
+    """The one device, None where accelerate or a map decides."""
+    folder: Path | None = None
+    """Where vectors, and copies of weights that are not stored as they are used, go when layers stay on disk."""
+    limit: int | None = None
+    """Bytes of host memory that weights, vectors and derivatives may take, where the host is the one device."""
+    spread: bool = False
+    """Whether it may become another plan where one device is too small."""
 
 
 def decide(
@@ -33,15 +43,19 @@ def decide(
     *,
     device_map: str | Mapping[str, Any] | None,
     max_memory: Mapping[Any, int | str] | None,
+    offload_dir: str | None = None,
 ) -> Plan:
     """The plan that these options ask for; nothing is placed yet.
 
     Raises:
-        UsageError: options that contradict each other or name a device that is not there.
-        DoesNotFitError: a map that sends weights to disk.
+        UsageError: options that contradict each other, or name a device or a folder that is not there.
+        DoesNotFitError: a map that sends weights nowhere.
     """
     if placement == "fsdp":
-        raise UsageError("placement", "'fsdp' is not available in this version", "use single or layerwise")
+        if device_map is not None or max_memory:
+            what = "'fsdp' gives each process its shards, and a device map or a limit has no meaning for it"
+            raise UsageError("placement", what, "leave one of them out")
+        return _one_device(torch.device("cpu"))  # read on the host; `sharding` sends each process its part
     if placement not in _PLACEMENTS:
         raise UsageError("placement", f"'{placement}' is unknown", f"use one of {', '.join(_PLACEMENTS)}")
     asked = _read_map(device_map)
@@ -49,18 +63,46 @@ def decide(
         asked = "auto"
     if asked is not None:
         _refuse_many_processes()
+    folder = None if offload_dir is None else _folder(offload_dir)
+    if placement == "single" and folder is not None:
+        raise UsageError("offload_dir", "placement 'single' has every weight in memory", "leave one of them out")
+    if asked == "disk":
+        asked = {"": "disk"}
+    if _bounds_the_host(asked, max_memory):
+        return replace(_one_device(torch.device("cpu")), folder=_needed(folder), limit=_limit(max_memory))
     if asked is None or (isinstance(asked, str) and asked not in _STRATEGIES):
         if max_memory:
             remedy = "add --device-map auto or --placement layerwise, or leave it out"
             raise UsageError("max_memory", "it has no meaning for one device", remedy)
-        return _one_device(_device(asked) if asked is not None else _default_device())
+        plan = _one_device(_device(asked) if asked is not None else _default_device())
+        return replace(plan, folder=folder, spread=asked is None and placement == "auto")
     if placement == "single":
         what = f"'single' contradicts the device map '{asked if isinstance(asked, str) else 'given'}'"
         raise UsageError("placement", what, "leave one of them out")
     if isinstance(asked, dict):
         for target in asked.values():
-            _device(target)
-    return Plan(asked, _numbered(max_memory), None)
+            if target != "disk":
+                _device(target)
+    return Plan(asked, _numbered(max_memory), None, folder=folder)
+
+
+def settle(plan: Plan, *, needed: int, id: str) -> Plan:
+    """The plan again, or another that the memory found now calls for where the options leave that open.
+
+    Raises:
+        DoesNotFitError: the weights need more than is free, and may go nowhere else.
+    """
+    if plan.limit is not None:
+        return replace(plan, device_map={"": "disk"}, device=None) if _IN_MEMORY * needed > plan.limit else plan
+    if not plan.spread or plan.device is None or needed <= available_bytes(plan.device):
+        check_room(plan, needed=needed, id=id)
+        return plan
+    if plan.device.type == "cuda" and (torch.cuda.device_count() > 1 or plan.folder is not None):
+        _refuse_many_processes()
+        return Plan("auto", None, None, folder=plan.folder)
+    if plan.folder is None:
+        check_room(plan, needed=needed, id=id)
+    return replace(plan, device_map={"": "disk"}, device=None)
 
 
 def check_room(plan: Plan, *, needed: int, id: str) -> None:
@@ -74,7 +116,8 @@ def check_room(plan: Plan, *, needed: int, id: str) -> None:
     free = available_bytes(plan.device)
     if needed > free:
         what = f"the weights of '{id}' need {needed / 2**30:.1f} GiB, {plan.device} has {free / 2**30:.1f} GiB free"
-        raise DoesNotFitError("placement", what, "use --dtype bfloat16, --placement layerwise or a larger machine")
+        remedy = "use --dtype bfloat16, --offload-dir DIR, --placement layerwise or a larger machine"
+        raise DoesNotFitError("placement", what, remedy)
 
 
 def check_map(plan: Plan, names: Iterable[str], *, id: str) -> None:
@@ -114,11 +157,9 @@ def _refuse_many_processes() -> None:
 
 
 def _device(target: object) -> torch.device:
-    if target in ("disk", "meta"):
-        remedy = "map every part to a device that holds it"
-        raise DoesNotFitError(
-            "device_map", f"weights on '{target}' are not in memory, so they have no curvature", remedy
-        )
+    if target == "meta":
+        remedy = "map every part to a device that holds it, or to disk"
+        raise DoesNotFitError("device_map", "weights on 'meta' are nowhere, so they have no curvature", remedy)
     try:
         device = torch.device(target)  # type: ignore[call-overload] # whatever the user wrote
         torch.empty(0, device=device)
@@ -127,6 +168,40 @@ def _device(target: object) -> torch.device:
         what = f"there is no device '{target}' here"
         raise UsageError("device_map", what, f"use one of {names}, or a JSON map") from error
     return device
+
+
+def _folder(name: str) -> Path:
+    folder = Path(name).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        what = f"'{name}' cannot be made ({error.strerror})"
+        raise UsageError("offload_dir", what, "give a folder that can be written") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError("offload_dir", f"'{name}' cannot be written", "give a folder that can be")
+    return folder
+
+
+def _bounds_the_host(asked: str | dict[str, Any] | None, max_memory: Mapping[Any, int | str] | None) -> bool:
+    """Whether the only device is the host, and the only bound on it: then it decides what stays on disk."""
+    whole = asked is None or asked == "cpu" or asked in _STRATEGIES
+    return whole and bool(max_memory) and set(max_memory or ()) == {"cpu"} and not torch.cuda.is_available()
+
+
+def _needed(folder: Path | None) -> Path:
+    if folder is None:
+        what = "a bound on cpu needs a place for what is above it"
+        raise UsageError("max_memory", what, "add --offload-dir DIR, or leave it out")
+    return folder
+
+
+def _limit(max_memory: Mapping[Any, int | str] | None) -> int:
+    size = (max_memory or {})["cpu"]
+    try:
+        limit = int(convert_file_size_to_int(size))
+    except ValueError as error:
+        raise UsageError("max_memory", f"'{size}' is not a size", "write e.g. cpu=8GiB") from error
+    return limit
 
 
 def _default_device() -> torch.device:

@@ -5,7 +5,7 @@ import importlib.util
 import inspect
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -80,8 +80,10 @@ def check_resident(model: PreTrainedModel, *, id: str) -> None:
         raise DoesNotFitError("device_map", what, "raise --max-memory, use --dtype bfloat16, or add devices")
 
 
-def check_finite(model: PreTrainedModel, *, id: str) -> None:
+def check_finite(model: PreTrainedModel, *, id: str, left_out: Mapping[str, Callable[[], torch.Tensor]]) -> None:
     """Every weight is a floating-point number, neither NaN nor Inf. Costs one pass over the weights, no memory.
+
+    Of weights that are not there, `left_out` says how each is read.
 
     Raises:
         UnavailableError: some are not.
@@ -90,7 +92,8 @@ def check_finite(model: PreTrainedModel, *, id: str) -> None:
     if integer:
         what = f"'{id}' is quantised ({_some(integer)}), and quantised weights have no exact curvature"
         raise UnavailableError("weights", what, "use the unquantised checkpoint")
-    bad = [name for name, p in model.named_parameters() if p.numel() and not _is_finite(p.detach())]
+    named = [(name, left_out.get(name, p.detach)) for name, p in model.named_parameters() if p.numel()]
+    bad = [name for name, read in named if not _is_finite(read())]
     if bad:
         what = f"{_some(bad)} of '{id}' with NaN or Inf"
         raise UnavailableError("weights", what, "use a checkpoint from before it diverged, or --dtype float32")

@@ -16,6 +16,10 @@ _LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 _PICKLE_NEEDS = (2, 10)  # older torch.load(weights_only=True) can still be made to run code: CVE-2026-24747
 
 
+Header = dict[str, tuple[str, tuple[int, ...], int]]
+"""Of each tensor in a file its dtype in the format's words, its shape, and the place of its first byte."""
+
+
 @dataclass(frozen=True, slots=True)
 class Weights:
     """Weight files that passed their checks."""
@@ -69,6 +73,20 @@ def check_weights(entry: Path, *, id: str) -> Weights:
         what = f"torch {torch.__version__} cannot read pickles safely"
         raise UnavailableError("weights", what, "upgrade to torch 2.10, or use a safetensors checkpoint")
     return Weights(files, True, None, size)
+
+
+def stored_tensors(file: Path) -> Header:
+    """The header of a safetensors file.
+
+    Raises UnavailableError where the file is none.
+    """
+    header, room = _header(file, id=file.parent.name)
+    first = file.stat().st_size - room
+    return {
+        name: (tensor["dtype"], tuple(tensor["shape"]), first + tensor["data_offsets"][0])
+        for name, tensor in header.items()
+        if name != "__metadata__"
+    }
 
 
 def _check_safetensors(file: Path, *, id: str) -> int:

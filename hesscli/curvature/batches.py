@@ -44,7 +44,11 @@ def batch_quadratic_forms(
 
 def groups_of_rows(batches: Sequence[Batch], *, at_least: int) -> list[Batch]:
     """The batches that have a loss term, cut into fewer rows each where that gives nearer to `at_least` of them."""
-    rows = max(1, sum(len(b.targets) for b in batches) // at_least)
+    return split_rows(batches, max(1, sum(len(b.targets) for b in batches) // at_least))
+
+
+def split_rows(batches: Sequence[Batch], rows: int) -> list[Batch]:
+    """The batches cut into at most so many rows each, in order; those without a loss term are left out."""
     out = []
     for batch in batches:
         for start in range(0, len(batch.targets), rows):

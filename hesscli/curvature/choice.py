@@ -11,11 +11,15 @@ from hesscli.curvature.double_backward import HessianOperator
 from hesscli.curvature.gauss_newton import OuterProductOperator
 from hesscli.curvature.graph_memory import Bytes, graph_bytes, jacobian_bytes
 from hesscli.curvature.layers.layered import LayeredOperator
+from hesscli.curvature.layers.layered_risk import LayeredRisk
 from hesscli.curvature.layers.stack import UnknownStructureError
 from hesscli.curvature.risk import EmpiricalRisk
 from hesscli.curvature.score_curvature import LabelCurvature, SampledLabelCurvature, ScoreCurvature, SoftmaxCurvature
+from hesscli.curvature.sharded.layered import ShardedLayeredOperator
+from hesscli.curvature.sharded.risk import ShardedRisk
 from hesscli.curvature.trust.soundness import (
     checked_stack,
+    fetched_stack,
     forward_mode_holds,
     layered_gauss_newton_holds,
     once_differentiable,
@@ -48,17 +52,49 @@ def choose_operator(risk: EmpiricalRisk, *, kind: Kind, product: ProductName, se
 
     Raises UsageError where a product is asked for that the kind does not have.
     """
+    if isinstance(risk, ShardedRisk):
+        return _sharded(risk, kind=kind, product=product, seed=seed)
+    if isinstance(risk, LayeredRisk):
+        return _fetched(risk, kind=kind, product=product, seed=seed)
     if kind == "hessian":
         return choose_product(risk, product=product)
     if product not in ("auto", "layered"):
         remedy = "use --product auto or layered"
         raise UsageError("operator.product", f"'{product}' is for the Hessian, not for {kind}", remedy)
-    curvature, why = {
+    curvature, why = _score_curvature(kind, seed=seed)
+    return _outer_product(risk, curvature, f"{why}, 2 gradients each", layered=product == "layered")
+
+
+def _score_curvature(kind: Kind, *, seed: int) -> tuple[ScoreCurvature, str]:
+    """The middle of a Gauss-Newton matrix, and what it is in words."""
+    found: dict[str, tuple[ScoreCurvature, str]] = {
         "ggn": (SoftmaxCurvature(), "the loss's own curvature in closed form"),
         "fisher": (SampledLabelCurvature(seed=seed), "labels drawn once from the model's predictions"),
         "empirical-fisher": (LabelCurvature(), "gradients of single terms at the labels of the data"),
-    }[kind]
-    return _outer_product(risk, curvature, f"{why}, 2 gradients each", layered=product == "layered")
+    }
+    return found[kind]
+
+
+def _fetched(risk: LayeredRisk, *, kind: Kind, product: ProductName, seed: int) -> Choice:
+    """Of weights that are fetched layer by layer no graph through the whole model can be made."""
+    because = "weights are fetched layer by layer"
+    if product == "double-backward" or (product == "finite-difference" and kind != "hessian"):
+        what = f"'{product}' of {kind} needs every weight in memory, and {because}"
+        raise UsageError("operator.product", what, "use --product layered")
+    try:
+        if product == "finite-difference":
+            if any(p.dtype not in (torch.float32, torch.float64) for p in risk.parameters):
+                what = f"{because}, and those narrower than float32 cannot hold a displacement"
+                raise UsageError("operator.product", what, "use --dtype float32, or --product layered")
+            return _differences(risk, f"as asked, {because}: 2 gradients of 4 units each")
+        stack = fetched_stack(risk)
+    except UnknownStructureError as error:
+        what = f"{because}, and the model cannot be taken so ({error})"
+        raise UsageError("operator.product", what, "give it memory for all weights") from error
+    if kind == "hessian":
+        return Choice(LayeredOperator(risk, stack), "layered", f"{because}, 4 gradients each")
+    curvature, why = _score_curvature(kind, seed=seed)
+    return Choice(LayeredOperator(risk, stack, curvature), "layered", f"{why}, 2 gradients each: {because}")
 
 
 def _outer_product(risk: EmpiricalRisk, curvature: ScoreCurvature, why: str, *, layered: bool) -> Choice:
@@ -125,6 +161,37 @@ def choose_product(risk: EmpiricalRisk, *, product: ProductName) -> Choice:
         why = f"graph made again for each product, 3 gradients each: {measured}"
         return Choice(HessianOperator(risk, keep_graph=False), "double-backward", why)
     return _layered(risk, f"one layer at a time, 4 gradients each: {measured}")
+
+
+def _curvature(kind: Kind, *, seed: int) -> ScoreCurvature | None:
+    kinds: dict[Kind, ScoreCurvature | None] = {
+        "hessian": None,
+        "ggn": SoftmaxCurvature(),
+        "fisher": SampledLabelCurvature(seed=seed),
+        "empirical-fisher": LabelCurvature(),
+    }
+    return kinds[kind]
+
+
+def _sharded(risk: ShardedRisk, *, kind: Kind, product: ProductName, seed: int) -> Choice:
+    """Layer by layer where layers are understood: the one exact product for which weights need not be whole."""
+    if product == "double-backward":
+        what = "'double-backward' wants all weights in each process"
+        raise UsageError("operator.product", what, "use --product layered or finite-difference")
+    if product == "finite-difference" and kind != "hessian":
+        raise UsageError("operator.product", f"'{product}' is for the Hessian, not for {kind}", "use --product layered")
+    if product == "finite-difference":
+        return _differences(risk, "as asked, 2 gradients each, over several processes")
+    try:
+        stack = risk.swept.find_stack()
+    except UnknownStructureError as error:
+        if kind != "hessian" or product == "layered":
+            what = f"no product layer by layer is possible ({error}), and several processes have no other that is exact"
+            raise UsageError("operator.product", what, "use --product finite-difference, or one process") from error
+        return _differences(risk, f"the last resort, 2 gradients each: layered is not possible ({error})")
+    curvature, cost = _curvature(kind, seed=seed), "4 gradients each" if kind == "hessian" else "2 gradients each"
+    why = f"one layer at a time, gathered from {risk.space.ranks.size} processes, {cost}"
+    return Choice(ShardedLayeredOperator(risk, stack, curvature), "layered", why)
 
 
 def _differences(risk: EmpiricalRisk, why: str) -> Choice:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from hesscli.curvature.fingerprint import fingerprint
 from hesscli.curvature.losses import twice_differentiable_attention
 from hesscli.curvature.risk import EmpiricalRisk, add_into
 from hesscli.linalg.space import ParameterSpace, ParameterVector
@@ -25,14 +26,15 @@ class _Graph:
 class HessianOperator:
     """The Hessian of a risk over its selected parameters.
 
-    With `keep_graph` the first backward of every batch is made once, and again after a weight was changed in
-    place: torch itself notices that only for weights that the graph has saved, which an embedding is not.
+    With `keep_graph` the first backward of every batch is made once, and again after a weight or a buffer was
+    changed: torch itself notices that only for what the graph has saved, which an embedding is not, and never where
+    it was written to through `p.data`.
     """
 
     def __init__(self, risk: EmpiricalRisk, *, keep_graph: bool) -> None:
         self.risk, self.keep_graph = risk, keep_graph
         self._graphs: dict[int, _Graph] = {}
-        self._versions: tuple[int, ...] = ()
+        self._made_from: tuple[int, ...] = ()
 
     @property
     def space(self) -> ParameterSpace:
@@ -46,10 +48,11 @@ class HessianOperator:
     def matvecs(self, vs: Sequence[ParameterVector]) -> list[ParameterVector]:
         """H v for k vectors: 1 + 2k gradients, or 2k with the graph kept. Holds k results."""
         totals = [self.space.zeros() for _ in vs]
-        versions = tuple(p._version for p in self.risk.model.parameters())
-        if versions != self._versions:
-            self._graphs.clear()
-            self._versions = versions
+        if self.keep_graph:
+            now = fingerprint([*self.risk.model.parameters(), *self.risk.model.buffers()])
+            if now != self._made_from:
+                self._graphs.clear()
+                self._made_from = now
         with twice_differentiable_attention():
             for i in range(len(self.risk.batches)):
                 graph = self._graph(i)

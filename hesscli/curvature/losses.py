@@ -16,7 +16,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hesscli.data.slice import IGNORED
 
-_CHUNK = 4096  # positions whose scores are brought to float32 at a time
+# Positions whose scores are taken at a time, and entries of them (32 MiB in float32; derivatives hold six times that).
+_CHUNK, _CHUNK_ENTRIES = 4096, 1 << 23
+
+
+def positions_at_once(num_classes: int) -> int:
+    """How many positions' scores are taken at a time so that they stay small beside one layer."""
+    return max(1, min(_CHUNK, _CHUNK_ENTRIES // num_classes))
 
 
 def constant_inputs(model: nn.Module) -> dict[str, Any]:
@@ -37,7 +43,8 @@ def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     even for a float64 model.
     """
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    parts = zip(logits.split(_CHUNK), targets.to(logits.device).split(_CHUNK), strict=True)
+    size = positions_at_once(logits.shape[-1])
+    parts = zip(logits.split(size), targets.to(logits.device).split(size), strict=True)
     return torch.cat(
         [functional.cross_entropy(s.to(wide), t, reduction="none", ignore_index=IGNORED) for s, t in parts]
     )

@@ -10,12 +10,13 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from hesscli.curvature.layers.residence import Residence, Resident
 from hesscli.curvature.layers.stack import Stack, find_stack
 from hesscli.curvature.losses import constant_inputs, cross_entropy, scores, twice_differentiable_attention
 from hesscli.data.slice import IGNORED, Batch
 from hesscli.linalg.space import ParameterSpace, ParameterVector
 
-_LOOKED_AT = 32  # positions of the row that a model's structure is found on
+LOOKED_AT = 32  # positions of the row that a model and its products are looked at on: a graph small beside the weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class EmpiricalRisk:
         self.model, self.batches, self.input_device = model, tuple(batches), input_device
         self.parameters = tuple(parameters)
         self.space = ParameterSpace(names, parameters)
+        self.residence: Residence = Resident(names, parameters)
         self.num_terms = sum(b.num_terms for b in batches)
         self._constant = constant_inputs(model)
         _keep_no_cache(model)
@@ -101,7 +103,7 @@ class EmpiricalRisk:
     @cached_property
     def _stack(self) -> Stack | None:
         try:
-            return find_stack(self.first_row(most=_LOOKED_AT))
+            return find_stack(self.first_row(most=LOOKED_AT))
         except torch.OutOfMemoryError:
             raise
         except Exception:  # the model's own code, run in another way than it was written for
@@ -127,19 +129,23 @@ class EmpiricalRisk:
 
     def loss(self) -> LossValue:
         """The mean loss and its standard error over rows: one forward pass."""
-        sums, counts = [], []
-        with torch.no_grad(), twice_differentiable_attention():
-            for batch in self.batches:
-                terms = self.terms(batch)
-                sums.append(terms.sum(dim=1, dtype=torch.float64).cpu().numpy())
-                counts.append((batch.targets != IGNORED).sum(dim=1).numpy())
-        total, count = np.concatenate(sums), np.concatenate(counts)
+        total, count = self._row_losses()
         value = float(total.sum() / count.sum())
         if len(total) < 2:
             return LossValue(value, None)
         deviations = total - value * count
         spread = float(np.sqrt(np.square(deviations).sum() * len(total) / (len(total) - 1)))
         return LossValue(value, spread / float(count.sum()))
+
+    def _row_losses(self) -> tuple[np.ndarray, np.ndarray]:
+        """The sum of the loss over each row's terms, float64, and their number; (rows,) each, in order."""
+        sums, counts = [], []
+        with torch.no_grad(), twice_differentiable_attention():
+            for batch in self.batches:
+                terms = self.terms(batch)
+                sums.append(terms.sum(dim=1, dtype=torch.float64).cpu().numpy())
+                counts.append((batch.targets != IGNORED).sum(dim=1).numpy())
+        return np.concatenate(sums), np.concatenate(counts)
 
     def gradient(self) -> ParameterVector:
         """The gradient of the mean loss: one forward and one backward pass, one vector."""
@@ -149,6 +155,30 @@ class EmpiricalRisk:
                 self.add_gradient(batch, self.parameters, total)
         self.space.scale(1.0 / self.num_terms, total)
         return total
+
+    def weight(self, place: int) -> torch.Tensor:
+        """A selected weight, whole."""
+        return self.space.whole(place, self.parameters[place].detach())
+
+    def weights(self) -> Mapping[str, torch.Tensor]:
+        """The selected weights by name, each whole."""
+        return {name: self.weight(i) for i, name in enumerate(self.space.names)}
+
+    def weights_norm(self) -> float:
+        """The Euclidean length of the selected weights."""
+        return self.space.norm([p.detach().to(self.space.dtype) for p in self.parameters])
+
+    def loss_along(self, u: ParameterVector, step: float) -> float:
+        """The mean loss at theta + step u: one forward pass, and a displaced copy of the weights."""
+        total = 0.0
+        with torch.no_grad(), twice_differentiable_attention():
+            moved = {
+                name: torch.add(p.detach(), part, alpha=step)
+                for name, p, part in zip(self.space.names, self.parameters, u, strict=True)
+            }
+            for batch in self.batches:
+                total += float(self.terms(batch, moved).sum(dtype=torch.float64))
+        return total / self.num_terms
 
     def add_gradient(
         self,

@@ -11,10 +11,9 @@ from typing import Protocol
 
 import torch
 
+from hesscli.curvature.losses import positions_at_once
 from hesscli.data.slice import IGNORED, Batch
 from hesscli.linalg.random import element_key, uniform
-
-_CHUNK, _CHUNK_ENTRIES = 4096, 1 << 23  # positions, and scores, that are brought to float32 at a time
 
 
 class ScoreCurvature(Protocol):
@@ -80,6 +79,6 @@ def curve_all(curvature: ScoreCurvature, batch: Batch, logits: torch.Tensor, tan
     """C t at each position of a batch, (positions, classes), by chunks; zero where there is no term."""
     out = torch.zeros_like(tangents)
     terms = (batch.targets.flatten() != IGNORED).nonzero().squeeze(1).to(logits.device)
-    for chunk in terms.split(max(1, min(_CHUNK, _CHUNK_ENTRIES // logits.shape[-1]))):
+    for chunk in terms.split(positions_at_once(logits.shape[-1])):
         out[chunk] = curve(curvature, batch, chunk, logits[chunk], tangents[chunk])
     return out

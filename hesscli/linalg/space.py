@@ -5,12 +5,14 @@ is taken on the host in float64.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from math import prod
 from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
 
+from hesscli.distributed import ALONE, Ranks
 from hesscli.linalg.basis import Basis, ParameterBasis, to_host
 from hesscli.linalg.random import element_key, gaussian, rademacher
 from hesscli.linalg.storage import BasisStorage
@@ -68,17 +70,33 @@ class Space(Protocol[V]):
         """An empty, append-only set of vectors; `exact` keeps them in the vectors' own dtype whatever else is set."""
 
 
+@dataclass(frozen=True, slots=True)
+class Shards:
+    """The processes that hold a space's vectors together, each its rows of every part, and the parts' whole shapes."""
+
+    ranks: Ranks
+    shapes: Sequence[tuple[int, ...]]
+
+
 class ParameterSpace:
     """The space of the selected parameters: names, shapes, devices and the dtype of vectors.
 
     Vectors are float32 where parameters are narrower: sums and Krylov recurrences do not survive bfloat16.
+    With `shards` the parameters given are this rank's rows, which may be none, and so are the parts of vectors; sums
+    are over all ranks, in one collective each. `shapes` and `numels` are the whole parameters' all the same.
     """
 
-    def __init__(self, names: Sequence[str], parameters: Sequence[torch.Tensor]) -> None:
+    def __init__(
+        self, names: Sequence[str], parameters: Sequence[torch.Tensor], *, shards: Shards | None = None
+    ) -> None:
         self.names = tuple(names)
-        self.shapes = tuple(tuple(p.shape) for p in parameters)
+        self.local_shapes = tuple(tuple(p.shape) for p in parameters)
+        self.local_numels = tuple(p.numel() for p in parameters)
+        self.shapes = self.local_shapes if shards is None else tuple(shards.shapes)
+        self.numels = tuple(prod(shape) for shape in self.shapes)
+        self.ranks = ALONE if shards is None else shards.ranks
+        self._starts = tuple(self.ranks.rows(s[0]).start * prod(s[1:]) if s else 0 for s in self.shapes)
         self.devices = tuple(p.device for p in parameters)
-        self.numels = tuple(p.numel() for p in parameters)
         wide = any(p.dtype == torch.float64 for p in parameters)
         self.dtype = torch.float64 if wide else torch.float32
         self.storage = BasisStorage()
@@ -95,12 +113,13 @@ class ParameterSpace:
         return float(torch.finfo(self.dtype).eps)
 
     def vector_bytes(self) -> int:
-        """Memory of one vector."""
-        return self.dimension * (8 if self.dtype == torch.float64 else 4)
+        """Memory of one vector, of this rank's part of it where it is sharded."""
+        return sum(self.local_numels) * (8 if self.dtype == torch.float64 else 4)
 
     def zeros(self) -> ParameterVector:
         """A vector of zeros, each part where its parameter lives."""
-        return [torch.zeros(s, dtype=self.dtype, device=d) for s, d in zip(self.shapes, self.devices, strict=True)]
+        places = zip(self.local_shapes, self.devices, strict=True)
+        return [torch.zeros(s, dtype=self.dtype, device=d) for s, d in places]
 
     def random(self, distribution: Distribution, *, seed: int, index: int) -> ParameterVector:
         """Independent entries of mean 0 and variance 1.
@@ -109,9 +128,10 @@ class ParameterSpace:
         the same vector and a resumed run draws it again.
         """
         draw = rademacher if distribution == "rademacher" else gaussian
+        places = zip(self.names, self._starts, self.local_numels, self.local_shapes, self.devices, strict=True)
         return [
-            draw(element_key(seed, index, name), 0, numel, device=d).to(self.dtype).reshape(s)
-            for name, numel, s, d in zip(self.names, self.numels, self.shapes, self.devices, strict=True)
+            draw(element_key(seed, index, name), start, numel, device=d).to(self.dtype).reshape(s)
+            for name, start, numel, s, d in places
         ]
 
     def copy(self, v: ParameterVector) -> ParameterVector:
@@ -119,9 +139,9 @@ class ParameterSpace:
         return [part.clone() for part in v]
 
     def inners(self, u: ParameterVector, v: ParameterVector) -> np.ndarray:
-        """The inner product parameter by parameter, (parameters,) float64; one transfer per device."""
+        """The inner product parameter by parameter, (parameters,) float64; one transfer per device, one collective."""
         # Products are rounded in the vectors' dtype, sums are not: the error stays near eps * |u||v| / sqrt(n).
-        return to_host([(a * b).sum(dtype=torch.float64) for a, b in zip(u, v, strict=True)])
+        return self.ranks.sum(to_host([(a * b).sum(dtype=torch.float64) for a, b in zip(u, v, strict=True)]))
 
     def inner(self, u: ParameterVector, v: ParameterVector) -> float:
         """The inner product over all parameters."""
@@ -157,4 +177,14 @@ class ParameterSpace:
     def basis(self, *, exact: bool = False) -> "ParameterBasis":
         """An empty basis, kept as `storage` says; `exact` keeps the place and not the rounding."""
         storage = replace(self.storage, dtype="float32") if exact else self.storage
-        return ParameterBasis(self.numels, self.shapes, self.devices, self.dtype, storage)
+        return ParameterBasis(
+            self.local_numels, self.local_shapes, self.devices, self.dtype, storage, total=self.ranks.sum
+        )
+
+    def whole(self, i: int, part: torch.Tensor) -> torch.Tensor:
+        """The i-th part of a vector with all its rows; where it is sharded, by an all-gather that all ranks join."""
+        return self.ranks.whole([part], [self.shapes[i]])[0]
+
+    def own(self, i: int, whole: torch.Tensor) -> torch.Tensor:
+        """This rank's rows of a tensor of the i-th parameter's shape: all of them where it is not sharded."""
+        return whole if self.ranks.size == 1 else whole[self.ranks.rows(self.shapes[i][0])]

@@ -72,6 +72,7 @@ def load() -> Callable[..., Checkpoint]:
             "placement": "auto",
             "device_map": None,
             "max_memory": None,
+            "offload_dir": None,
             "trust_remote_code": False,
             "allow_pickle": False,
             "offline": False,

@@ -214,17 +214,22 @@ OPTIONS = {
     "flash": ({"attention": "flash_attention_2"}, 2, ("attn", "no second derivative", "--attn eager")),
     "flex": ({"attention": "flex_attention"}, 2, ("attn", "no second derivative", "--attn eager")),
     "placement": ({"placement": "sharded"}, 2, ("placement", "'sharded'", "auto, single, layerwise")),
-    "fsdp": ({"placement": "fsdp"}, 2, ("placement", "'fsdp' is not available in this version", "single or layerwise")),
+    "fsdp and a device map": (
+        {"placement": "fsdp", "device_map": "auto"},
+        2,
+        ("placement", "a device map or a limit has no meaning", "leave one of them out"),
+    ),
     "single and a map": ({"placement": "single", "device_map": "auto"}, 2, ("placement", "contradicts", "leave one")),
     "memory without a map": ({"max_memory": {"0": "1GiB"}}, 2, ("max_memory", "one device", "--device-map auto")),
     "device": ({"device_map": "cuda:99"}, 2, ("device_map", "no device 'cuda:99'", "cpu")),
     "strategy": ({"device_map": "fastest"}, 2, ("device_map", "no device 'fastest'", "balanced")),
     "JSON": ({"device_map": "{model: 0}"}, 2, ("device_map", "not a JSON object", '{"model": 0')),
     "incomplete map": ({"device_map": {"lm_head": "cpu"}}, 2, ("device_map", "leaves out 20 parameters of 'plain' (first: model.embed_tokens.weight)", "--device-map auto")),
-    "disk": ({"device_map": {"": "disk"}}, 5, ("device_map", "'disk' are not in memory", "holds it")),
-    "part on disk": ({"device_map": {"model": "cpu", "lm_head": "disk"}}, 5, ("device_map", "not in memory", "holds it")),
-    "meta": ({"device_map": "meta"}, 5, ("device_map", "'meta' are not in memory", "holds it")),
-    "too little memory": ({"device_map": "auto", "max_memory": {"cpu": "12KB"}}, 5, ("device_map", "offloaded", "--max-memory")),
+    "head on disk": ({"device_map": {"model": "cpu", "lm_head": "disk"}}, 2, ("device_map", "no layer of 'plain'", "'model.layers.0'")),
+    "meta": ({"device_map": "meta"}, 5, ("device_map", "'meta' are nowhere", "or to disk")),
+    "bound without a folder": ({"device_map": "auto", "max_memory": {"cpu": "12KB"}}, 2, ("max_memory", "a place for what is above it", "--offload-dir")),
+    "bound that is no size": ({"max_memory": {"cpu": "much"}, "offload_dir": "."}, 2, ("max_memory", "'much'", "cpu=8GiB")),
+    "single and a folder": ({"placement": "single", "offload_dir": "."}, 2, ("offload_dir", "every weight in memory", "leave one")),
 }  # fmt: skip
 
 

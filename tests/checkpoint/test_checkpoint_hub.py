@@ -36,7 +36,7 @@ for line in sys.stdin:
     events = []
     constants.HF_HUB_OFFLINE = request.pop("hub_offline", False)
     options = dict(revision=None, task="auto", dtype="float32", attention="auto", placement="auto", device_map=None,
-                   max_memory=None, trust_remote_code=False, allow_pickle=False, offline=False)
+                   max_memory=None, offload_dir=None, trust_remote_code=False, allow_pickle=False, offline=False)
     try:
         checkpoint = load_checkpoint(request.pop("model"), **{**options, **request}, on_event=events.append)
         i = checkpoint.identity

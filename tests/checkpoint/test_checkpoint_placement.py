@@ -5,9 +5,12 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
 
-from hesscli.checkpoint import memory
-from hesscli.checkpoint.placement import decide
+from hesscli.checkpoint import memory, placement
+from hesscli.checkpoint.offload import arrange, check_least, leave_out, sizes_of
+from hesscli.checkpoint.placement import Plan, decide, settle
+from hesscli.errors import DoesNotFitError, UsageError
 
 HERE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
@@ -33,6 +36,135 @@ def test_a_map_may_come_as_json():
         "model": "cpu",
         "lm_head": "cpu",
     }
+
+
+CUDA = torch.device("cuda", 0)
+ONE_GPU = Plan({"": CUDA}, None, CUDA, spread=True)
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """As on a machine with so many GPUs, each with 100 bytes free."""
+
+    def make(count):
+        monkeypatch.setattr(placement, "available_bytes", lambda device: 100)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+    return make
+
+
+def bare(**options):
+    config = LlamaConfig(vocab_size=8, hidden_size=4, intermediate_size=8, num_attention_heads=2, **options)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def test_what_fits_one_device_stays_there(gpus):
+    gpus(4)
+    assert settle(ONE_GPU, needed=100, id="x") == ONE_GPU
+
+
+def test_one_device_that_is_too_small_is_shared_with_the_others(gpus):
+    gpus(2)
+    assert settle(ONE_GPU, needed=101, id="x") == Plan("auto", None, None)
+
+
+def test_one_device_that_was_asked_for_and_is_too_small_is_refused(gpus):
+    gpus(2)
+    with pytest.raises(DoesNotFitError, match=r"cuda:0 has 0.0 GiB free; use .* --offload-dir DIR"):
+        settle(Plan({"": CUDA}, None, CUDA), needed=101, id="x")
+
+
+def test_a_single_device_that_is_too_small_leaves_layers_in_a_folder(gpus, tmp_path):
+    gpus(0)
+    plan = decide("auto", device_map=None, max_memory=None, offload_dir=str(tmp_path / "made"))
+    assert (tmp_path / "made").is_dir()
+    if plan.device == torch.device("cpu"):
+        assert settle(plan, needed=100, id="x").device_map is None
+        assert settle(plan, needed=101, id="x").device_map == {"": "disk"}
+
+
+def test_a_folder_that_cannot_be_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"offload_dir: .* cannot be made .*; give a folder that can be written"):
+        decide("auto", device_map=None, max_memory=None, offload_dir=str(tmp_path / "file"))
+
+
+def test_many_processes_and_a_device_map_are_refused_where_auto_comes_to_one(gpus, monkeypatch):
+    gpus(2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="2 processes"):
+        settle(ONE_GPU, needed=101, id="x")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the host is not the only device")
+def test_a_bound_on_the_host_decides_what_stays_on_disk(tmp_path):
+    plan = decide("auto", device_map=None, max_memory={"cpu": "4KB"}, offload_dir=str(tmp_path))
+    assert (plan.limit, plan.device, plan.folder) == (4000, torch.device("cpu"), tmp_path)
+    assert settle(plan, needed=1000, id="x") == plan  # weights, a vector, a result and a gradient
+    assert settle(plan, needed=1001, id="x").device_map == {"": "disk"}
+
+
+def test_sizes_are_of_layers_and_of_the_rest_each_tie_once():
+    model = bare(num_hidden_layers=3, tie_word_embeddings=True)
+    sizes = sizes_of(model)
+    layer = sum(p.nbytes for p in model.model.layers[0].parameters())
+    assert sizes.layers == {f"model.layers.{i}": layer for i in range(3)}
+    assert sizes.rest == 4 * (8 * 4 + 4)
+
+
+def test_a_layer_that_shares_a_weight_is_not_left_out():
+    model = bare(num_hidden_layers=3)
+    model.model.layers[1].mlp.up_proj.weight = model.lm_head.weight
+    assert list(sizes_of(model).layers) == ["model.layers.0", "model.layers.2"]
+
+
+def test_the_least_that_works_is_named_and_works():
+    sizes = sizes_of(bare(num_hidden_layers=2))
+    with pytest.raises(DoesNotFitError, match=r"max_memory: cpu=0MiB is too little for 'x'.* takes 1 MiB"):
+        check_least(sizes, limit=sizes.least - 1, id="x")
+    check_least(sizes, limit=sizes.least, id="x")
+
+
+def places(device_map, **options):
+    found = arrange(Plan(device_map, None, None), bare(num_hidden_layers=12, **options), id="x")
+    return found and (str(found.device), {k: str(v) for k, v in found.device_map.items()}, found.on_host)
+
+
+def test_a_map_without_disk_is_left_to_accelerate():
+    assert places({"": "cpu"}) is None
+    assert places({"model": "cuda:0", "lm_head": "cuda:1"}) is None
+    assert places("auto") is None or torch.cuda.is_available()
+
+
+def test_layers_on_disk_or_beside_another_device_are_left_out_each_by_its_own_name():
+    device, device_map, on_host = places({"": "cuda:0", "model.layers.1": "disk", "model.layers.2": "cpu"})
+    assert (device, on_host) == ("cuda:0", ("model.layers.2",))
+    assert device_map == {"": "cuda:0"} | {f"model.layers.{i}": "cuda:0" for i in range(12)} | {
+        "model.layers.1": "disk",  # and not layers 10 and 11, whose names begin alike
+        "model.layers.2": "cpu",
+    }
+
+
+def test_a_layer_of_which_a_part_is_on_disk_is_left_out_whole():
+    _, device_map, _ = places({"": "cpu", "model.layers.3.mlp": "disk"})
+    assert [name for name, home in device_map.items() if home == "disk"] == ["model.layers.3"]
+
+
+def test_layers_on_disk_do_not_mix_with_two_devices():
+    with pytest.raises(UsageError, match="do not go together with 2 other devices"):
+        places({"": "cuda:0", "lm_head": "cuda:1", "model.layers.1": "disk"})
+
+
+def test_a_layer_on_the_host_is_read_from_there_and_nan_stands_in_for_it():
+    model = AutoModelForCausalLM.from_config(bare(num_hidden_layers=2).config)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    reads = leave_out(model, {}, ["model.layers.1"], torch.device("cpu"))
+    assert set(reads) == {name for name in before if name.startswith("model.layers.1.")}
+    for name, p in model.named_parameters():
+        assert p.shape == before[name].shape
+        assert bool(p.isnan().all()) == (name in reads)
+        assert torch.equal(reads[name]() if name in reads else p, before[name])
 
 
 def write_group(folder: Path, **files: object) -> None:

@@ -4,8 +4,7 @@ import json
 
 import pytest
 import torch
-from tiny import VOCAB, spectrum_of
-from transformers import OPTConfig, OPTForCausalLM
+from tiny import ragged_slice, spectrum_of, tiny_model, tiny_opt
 
 DIFFERENCES = ["--product", "finite-difference", "--plots", "none", "--json"]
 ROWS = ["-d", "rows.jsonl", "--limit", "5"]
@@ -47,19 +46,7 @@ def test_an_exact_product_has_neither_step_nor_estimate(hess, checkpoint):
 
 
 def test_kinks_are_warned_of_before_and_their_numbers_after(hess, checkpoint):
-    torch.manual_seed(0)
-    config = OPTConfig(
-        vocab_size=VOCAB,
-        hidden_size=16,
-        word_embed_proj_dim=16,
-        ffn_dim=256,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        init_std=0.3,
-        pad_token_id=0,
-    )
-    OPTForCausalLM(config).eval().save_pretrained("opt")
+    tiny_opt("relu", ffn_dim=256, num_hidden_layers=3).save_pretrained("opt")
     ended = hess("trace", "opt", *ROWS, "--probes", "4", *DIFFERENCES)
     assert ended.code in (0, 4)
     report = json.loads(ended.out)
@@ -68,6 +55,29 @@ def test_kinks_are_warned_of_before_and_their_numbers_after(hess, checkpoint):
     assert "use an exact product" in texts["kinks"]
     assert "not-smooth" in texts
     assert texts["kinks"][:30] in ended.err.replace("\n", " ")
+
+
+def test_switched_experts_are_counted_in_the_report(hess, checkpoint):
+    model = tiny_model("mixtral")
+    with torch.no_grad():
+        for layer in model.model.layers:
+            gate = layer.mlp.gate.weight  # two experts that are nearly the same to every token
+            gate[1] = gate[0] + 1e-3 * torch.randn(gate.shape[1], generator=torch.Generator().manual_seed(2))
+    model.save_pretrained("mixtral")
+    operators = {}
+    for product in ("finite-difference", "double-backward"):
+        ended = hess("trace", "mixtral", *ROWS, "--probes", "4", "--plots", "none", "--json", "--product", product)
+        assert ended.code in (0, 4), ended.err
+        report = json.loads(ended.out)
+        operators[product] = report["operator"], [w["text"] for w in report["warnings"] if w["code"] == "routing"]
+    operator, (text,) = operators["finite-difference"]
+    assert operator["choices"] == 2 * sum(len(row.inputs["input_ids"]) for row in ragged_slice().sequences)
+    assert 0 < operator["switched"] <= operator["choices"]
+    assert f"of {operator['choices']} choices" in text
+    assert f"up to {operator['switched']} change" in text
+    operator, texts = operators["double-backward"]
+    assert operator["choices"] is operator["switched"] is None
+    assert texts == []
 
 
 def test_other_matrices_have_no_such_product(hess):

@@ -64,7 +64,7 @@ def test_selected_parameters_give_the_diagonal_block(only):
 
 
 def test_the_head_in_chunks_of_one_token_gives_the_same_product(monkeypatch):
-    monkeypatch.setattr("hesscli.curvature.layers.stack._CHUNK_TOKENS", 1)
+    monkeypatch.setattr("hesscli.curvature.losses._CHUNK", 1)
     risk = risk_of(tiny_model("gemma3"), ragged_slice(), 2)
     v = risk.space.random("gaussian", seed=0, index=0)
     assert relative(flat(layered(risk).matvec(v)), dense_hessian("gemma3") @ flat(v)) < 1e-5

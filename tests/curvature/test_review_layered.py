@@ -75,7 +75,7 @@ def test_a_first_row_without_a_loss_term_is_passed_over(product):
 
 
 def test_the_check_looks_at_the_positions_about_the_first_term(monkeypatch):
-    monkeypatch.setattr(soundness, "_CHECKED_TOKENS", 4)
+    monkeypatch.setattr(soundness, "LOOKED_AT", 4)
     rows = list(ragged_slice((15, 5)).sequences)
     rows[0].targets[:11] = IGNORED
     risk = risk_of(tiny_model("qwen3"), Slice(tuple(rows), id="x"), 2)

@@ -14,7 +14,7 @@ from hesscli.data import Sequence, Slice
 @pytest.mark.parametrize("entries", [1, 19 * 4, 1 << 23])
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "gemma3"])
 def test_loss_and_gradient_do_not_depend_on_the_chunks_of_the_head(name, entries, monkeypatch):
-    monkeypatch.setattr("hesscli.curvature.layers.stack._CHUNK_ENTRIES", entries)
+    monkeypatch.setattr("hesscli.curvature.losses._CHUNK_ENTRIES", entries)
     model, data = tiny_model(name), ragged_slice()
     risk = risk_of(model, data, 3)
     mean = plain_loss(model, data)
@@ -32,7 +32,7 @@ def test_other_tasks_have_the_same_gradient_in_chunks(name, monkeypatch):
         model, [batch], names=list(named), parameters=list(named.values()), input_device=torch.device("cpu")
     )
     whole, loss = flat(risk.gradient()), risk.loss().value
-    monkeypatch.setattr("hesscli.curvature.layers.stack._CHUNK_ENTRIES", 1)
+    monkeypatch.setattr("hesscli.curvature.losses._CHUNK_ENTRIES", 1)
     assert risk.on(risk.batches).loss().value == pytest.approx(loss, rel=1e-6)
     torch.testing.assert_close(flat(risk.on(risk.batches).gradient()), whole, rtol=1e-4, atol=1e-6)
 
@@ -45,7 +45,7 @@ def test_weights_given_stand_in_for_the_models_own_in_chunks_too(monkeypatch):
     weights = dict(zip(risk.space.names, [m.requires_grad_() for m in moved], strict=True))
     whole, chunked = risk.space.zeros(), risk.space.zeros()
     risk.add_gradient(risk.batches[0], moved, whole, weights)
-    monkeypatch.setattr("hesscli.curvature.layers.stack._CHUNK_ENTRIES", 1)
+    monkeypatch.setattr("hesscli.curvature.losses._CHUNK_ENTRIES", 1)
     risk.add_gradient(risk.batches[0], moved, chunked, weights)
     torch.testing.assert_close(flat(chunked), flat(whole), rtol=1e-4, atol=1e-6)
     assert risk.space.norm(chunked) != pytest.approx(risk.num_terms * risk.space.norm(risk.gradient()), rel=1e-3)

@@ -6,55 +6,92 @@ and so the pass through the model, is in float32.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
 from torch import nn
 
+from hesscli.curvature.differences.routing import Choices, changed
 from hesscli.curvature.risk import EmpiricalRisk
+from hesscli.data.slice import Batch
 from hesscli.linalg.space import ParameterVector
 
 
 class DisplacedGradient:
     """The gradient of a risk at theta + alpha v, less the gradient at theta, which is kept.
 
-    Holds that gradient. A call holds a displaced copy of the selected weights, its result, and what one batch's
-    gradient needs; where weights are narrower than float32, a copy of all the others in float32 too. Costs a gradient.
+    Where the model chooses, as experts for tokens, it counts the choices that a displacement changes; elsewhere that
+    costs nothing. Holds that gradient. A call holds a displaced copy of the selected weights, its result, and what one
+    batch's gradient needs; where weights are narrower than float32, a copy of all the others in float32 too. Costs a
+    gradient; where the model chooses, the first one costs two.
 
     Raises FloatingPointError where a gradient is not finite.
     """
 
     def __init__(self, risk: EmpiricalRisk) -> None:
         self.risk = risk
-        self.weights_norm = risk.space.norm([p.detach().to(risk.space.dtype) for p in risk.parameters])
+        self.weights_norm = risk.weights_norm()
         self.rounding = max(float(torch.finfo(_wide(p)).eps) for p in risk.parameters)
         """Spacing at 1 of the dtype that displaced weights are in."""
-        self._origin = self._gradient(risk.space.zeros(), 0.0)
+        self._before: list[torch.Tensor] | None = None
+        with Choices() as seen:
+            self._origin = self._gradient(risk.space.zeros(), 0.0)
         self.norm = risk.space.norm(self._origin)
+        if seen.taken(None) and not hasattr(risk, "gradient_along"):
+            # Again, for what came first ran the model once more to learn its structure.
+            self._before = []
+            self._gradient(risk.space.zeros(), 0.0)
+            self._before = self._after
+        self.num_choices = sum(len(sets) for sets in self._before or [])
+        """How often the model chooses in one pass over the data, as a token's experts in a layer; 0 if it does not."""
+        self.switched: torch.Tensor | None = None
+        """Which of the choices the last displacement changed, (num_choices,) boolean; None if that cannot be told."""
 
     def change(self, v: ParameterVector, alpha: float) -> ParameterVector:
         """g(theta + alpha v) - g(theta)."""
         out = self._gradient(v, alpha)
+        self.switched = None if self._before is None else changed(self._before, self._after)
         self.risk.space.axpy(-1.0, self._origin, out)
         return out
 
+    def origin(self) -> ParameterVector:
+        """A copy of the gradient at theta."""
+        return self.risk.space.copy(self._origin)
+
     def _gradient(self, v: ParameterVector, alpha: float) -> ParameterVector:
+        total = self._total(v, alpha)
+        if not np.isfinite(self.risk.space.norm(total)):
+            msg = "a gradient is not finite"
+            raise FloatingPointError(msg)
+        return total
+
+    def _total(self, v: ParameterVector, alpha: float) -> ParameterVector:
         risk, space = self.risk, self.risk.space
+        if (elsewhere := getattr(risk, "gradient_along", None)) is not None:  # where the weights are not all here
+            with _without_cudnn_attention():
+                return elsewhere(v, alpha)
         moved = {
             name: torch.add(p.detach().to(_wide(p)), part.to(_wide(p)), alpha=alpha).requires_grad_()
             for name, p, part in zip(space.names, risk.parameters, v, strict=True)
         }
         weights = _widened(risk.model) | moved
         total = space.zeros()
+        self._after: list[torch.Tensor] = []
         with _without_cudnn_attention():
             for batch in risk.batches:
-                risk.add_gradient(batch, list(moved.values()), total, weights)
+                with nullcontext() if self._before is None else Choices() as choices:
+                    risk.add_gradient(batch, list(moved.values()), total, weights)
+                if choices is not None:
+                    self._after += choices.taken(_positions(batch))
         space.scale(1.0 / risk.num_terms, total)
-        if not np.isfinite(space.norm(total)):
-            msg = "a gradient is not finite"
-            raise FloatingPointError(msg)
         return total
+
+
+def _positions(batch: Batch) -> torch.Tensor | None:
+    """Which positions are no padding, as the model is told; None where it is told nothing."""
+    mask = batch.inputs.get("attention_mask")
+    return None if mask is None else mask.bool()
 
 
 def _wide(tensor: torch.Tensor) -> torch.dtype:

@@ -11,9 +11,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from hesscli.curvature.differences.displaced import DisplacedGradient
+from hesscli.curvature.differences.kinks import has_experts
 from hesscli.curvature.differences.step import ROUNDINGS, Calibration, Shape
+from hesscli.curvature.fingerprint import fingerprint
 from hesscli.curvature.risk import EmpiricalRisk
 from hesscli.errors import UsageError
 from hesscli.events import Warned
@@ -27,9 +30,12 @@ _WINDOW = 2.2  # the change may miss what is aimed at by this: half a grid, and 
 _TRIALS = 4
 _SAMPLE = 1 << 41  # the index of the calibration's random vector: neither a probe nor the preflight draws it
 _LONGEST = 3e-2  # of the weights' length
-_SHORTEST = 10.0  # roundings of the weights' length
-# Rounding is measured at 1e-5 of the weights' length, then nearer by 16 until the bend no longer falls as h^2.
-_NOISY, _NEARER = 1e-5, 16.0
+# Roundings of the weights' length: a displacement's own are then a tenth of it, in no direction of their own, and their
+# product is part of the noise that is measured.
+_SHORTEST = 2.0
+# Rounding is measured at 1e-5 of the weights' length, then nearer by 16 until the bend no longer falls as h^2 or a step
+# is as near as this many roundings.
+_NOISY, _NEARER, _NEAREST = 1e-5, 16.0, 10.0
 _LEAST_NOISE = 0.1  # roundings of the gradient's length; about 6 was measured
 # Signs of a loss that is not smooth. Quotients at h and h/4 disagree by this many times their errors (1.4 was the most
 # where it is smooth), or no step of some vector has an error below this (3e-3 was the most).
@@ -48,6 +54,11 @@ class Difference:
     """Of the unit vector."""
     error: float
     """Estimated length of the product's error, over the product's length; inf where the product is zero."""
+    switched: int | None = None
+    """How many of the model's choices, as experts for a token in a layer, changed on either side; None if it has none.
+
+    Each adds a jump of the gradient over the step, which `error` knows nothing of.
+    """
 
 
 class FiniteDifferenceOperator:
@@ -65,7 +76,7 @@ class FiniteDifferenceOperator:
                 what = f"finite differences move the weights, and '{name}' is not in memory"
                 raise UsageError("operator.product", what, "place every weight on a device that holds it")
         self.risk, self.scheme = risk, scheme
-        self._versions: tuple[int, ...] | None = None
+        self._made_from: tuple[int, ...] | None = None
         self._step = 0.0  # the last one
         self.error_estimate = 0.0
         """The largest estimated error of a product so far, over its length or that of a random vector's, if longer."""
@@ -73,11 +84,23 @@ class FiniteDifferenceOperator:
         """The smallest and the largest step of a unit vector so far."""
         self.roughness = 0.0
         """How far quotients at two steps disagree, over what their errors explain."""
+        self.switched: tuple[int, int] | None = None
+        """The most choices that changed within one product's step, and in how many products any did; None as above."""
+
+    @property
+    def num_choices(self) -> int | None:
+        """How often the model chooses in one pass over the data; None before the first product, and if it does not."""
+        return self._gradient.num_choices or None if self._made_from is not None else None
 
     @property
     def space(self) -> ParameterSpace:
         """The selected parameters."""
         return self.risk.space
+
+    def gradient(self) -> ParameterVector:
+        """A copy of the gradient at theta that products are differences from: in float32 where weights are narrower."""
+        self._calibrate_once()
+        return self._gradient.origin()
 
     @property
     def relative_error(self) -> float:
@@ -86,6 +109,21 @@ class FiniteDifferenceOperator:
 
     def warnings(self, *, noise: float) -> list[Warned]:
         """What the products so far say against themselves; intervals were widened by the relative error `noise`."""
+        return self._smoothness(noise) + self._routing()
+
+    def _routing(self) -> list[Warned]:
+        most, products = self.switched or (0, 0)
+        text = "differences count the jump, and their error estimate does not; use an exact product"
+        if most:
+            found = (
+                f"of {self.num_choices} choices, as of a token's experts in a layer, up to {most} change within a step"
+            )
+            return [Warned("routing", f"{found}, and any in {products} of the products: {text}")]
+        if self.switched is None and has_experts(self.risk.model):
+            return [Warned("routing", f"a step may send tokens to other experts, which is not counted here: {text}")]
+        return []
+
+    def _smoothness(self, noise: float) -> list[Warned]:
         if self.roughness > _ROUGH or self.error_estimate > _ROUGH_ERROR:
             text = f"quotients at two steps differ by {self.roughness:.2g} times their errors, and a product's error "
             text += f"is estimated at {self.error_estimate:.2g}: the loss has kinks or jumps there"
@@ -103,6 +141,7 @@ class FiniteDifferenceOperator:
             "steps": self.steps,
             "error_estimate": self.error_estimate,
             "roughness": self.roughness,
+            "switched": self.switched,
         }
 
     def recall(self, memory: Mapping[str, Any]) -> None:
@@ -110,6 +149,7 @@ class FiniteDifferenceOperator:
         self._calibrate_once()
         self._step, self.error_estimate, self.roughness = (memory[k] for k in ("step", "error_estimate", "roughness"))
         self.steps = tuple(memory["steps"])
+        self.switched = None if memory["switched"] is None else tuple(memory["switched"])
 
     def matvec(self, v: ParameterVector) -> ParameterVector:
         """H v: 2 gradients (forward: 1), and 1 to 4 more where v is of another kind than the vector before it."""
@@ -130,6 +170,9 @@ class FiniteDifferenceOperator:
         self._calibrate_once()
         found = self._central(v, length)[0] if self.scheme == "central" else self._forward(v, length)
         self._note(found, self.space.norm(found.product) / length)
+        if found.switched is not None:
+            most, products = self.switched or (0, 0)
+            self.switched = max(most, found.switched), products + (found.switched > 0)
         return found
 
     def _central(self, v: ParameterVector, length: float) -> tuple[Difference, Shape]:
@@ -141,13 +184,13 @@ class FiniteDifferenceOperator:
                 break
             step, ahead = better, self._gradient.change(v, better / length)
         self.space.scale(length / step, product)
-        return Difference(product, step, shape.error(self._calibration.noise)), shape
+        return Difference(product, step, shape.error(self._calibration.noise), _count(self._switched)), shape
 
     def _forward(self, v: ParameterVector, length: float) -> Difference:
         step, product = self._reach(v, length, self._calibration.forward_change)
         error = self._calibration.forward_error(self.space.norm(product))
         self.space.scale(length / step, product)
-        return Difference(product, step, error)
+        return Difference(product, step, error, _count(self._gradient.switched))
 
     def _reach(self, v: ParameterVector, length: float, aim: float) -> tuple[float, ParameterVector]:
         """A step on the grid that changes the gradient by about `aim`, and the change; the last one is tried first."""
@@ -165,7 +208,10 @@ class FiniteDifferenceOperator:
 
     def _complete(self, v: ParameterVector, alpha: float, ahead: ParameterVector) -> tuple[ParameterVector, Shape]:
         """Half the difference of the two sides, in the storage of `ahead`, and what they show."""
+        before = self._gradient.switched
         behind = self._gradient.change(v, -alpha)
+        after = self._gradient.switched
+        self._switched = None if before is None or after is None else before | after
         self.space.axpy(1.0, ahead, behind)
         bend = 0.5 * self.space.norm(behind)
         self.space.axpy(-0.5, behind, ahead)
@@ -180,22 +226,23 @@ class FiniteDifferenceOperator:
 
     def _calibrate_once(self) -> None:
         """Once for these weights."""
-        versions = tuple(p._version for p in self.risk.model.parameters())
-        if versions != self._versions:
+        now = fingerprint([*self.risk.model.parameters(), *self.risk.model.buffers()])
+        if any(self.space.ranks.each(now != self._made_from)):
             self._calibrate()
-            self._versions = versions
+            self._made_from = now
 
     def _calibrate(self) -> None:
         """Rounding and bending on this model, from a random unit vector v and from H v, which is a Krylov vector."""
         space, self._gradient = self.space, DisplacedGradient(self.risk)
         weights = self._gradient.weights_norm
-        shortest = _SHORTEST * self._gradient.rounding * weights
+        rounding = self._gradient.rounding * weights
         v = space.random("gaussian", seed=0, index=_SAMPLE)
         space.scale(1.0 / space.norm(v), v)
-        noise = self._measure_noise(v, _NOISY * weights, shortest)
+        noise = self._measure_noise(v, _NOISY * weights, _NEAREST * rounding)
         # Until it is known, bending is as if the gradient changed by its own length before it bends.
         bending = 0.7 / max(self._gradient.norm, 1e4 * noise)
-        self._calibration = Calibration(noise, bending, typical=0.0, longest=_LONGEST * weights, shortest=shortest)
+        limits = {"longest": _LONGEST * weights, "shortest": _SHORTEST * rounding}
+        self._calibration = Calibration(noise, bending, typical=0.0, **limits)
         self._step = _NOISY * weights
         first, shape = self._central(v, 1.0)
         typical, self.roughness, self.error_estimate = space.norm(first.product), 0.0, 0.0
@@ -209,10 +256,10 @@ class FiniteDifferenceOperator:
             self._note(second, space.norm(second.product))
             self._calibration = replace(self._calibration, bending=max(bending, shape.bending(noise)))
 
-    def _measure_noise(self, v: ParameterVector, step: float, shortest: float) -> float:
+    def _measure_noise(self, v: ParameterVector, step: float, nearest: float) -> float:
         """The bend that does not fall with the step, as rounding: 4 gradients, 2 more for each step nearer."""
         bend = self._complete(v, step, self._gradient.change(v, step))[1].bend
-        while step > shortest:
+        while step > nearest:
             step /= _NEARER
             nearer = self._complete(v, step, self._gradient.change(v, step))[1].bend
             if nearer > bend / _NEARER or nearer == 0.0:
@@ -229,3 +276,7 @@ class FiniteDifferenceOperator:
         space.scale(1.0 / step, other)
         space.axpy(-1.0, found.product, other)
         return space.norm(other) / size / (found.error + shape.error(self._calibration.noise))
+
+
+def _count(switched: torch.Tensor | None) -> int | None:
+    return None if switched is None else int(switched.sum())

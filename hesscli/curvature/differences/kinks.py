@@ -36,12 +36,11 @@ _EXPERTS_KEY = re.compile(r"^(moe_)?(num|n)_(\w+_)?experts$")
 
 
 def find_kinks(model: nn.Module) -> list[Warned]:
-    """A warning for activations with a kink, and one for hard routing between experts; empty where there is none.
+    """A warning for activations with a kink; empty where there is none.
 
-    From module types and from the config, where activations and experts are called without a module.
+    From module types and from the config, where activations are called without a module.
     """
-    config: Any = getattr(model, "config", None)
-    entries = list(_entries(config.to_dict())) if hasattr(config, "to_dict") else []
+    entries = _config_entries(model)
     kinks = {type(m).__name__ for m in model.modules() if isinstance(m, _KINKED) or type(m).__name__ in _KINKED_CLASSES}
     kinks = kinks or {
         value
@@ -52,11 +51,19 @@ def find_kinks(model: nn.Module) -> list[Warned]:
     if kinks:
         text = f"{', '.join(sorted(kinks))}: differences of the gradient also count the kinks that a step crosses"
         found.append(Warned("kinks", f"{text}, which the Hessian does not; use an exact product"))
-    experts = {key for key, value in entries if _EXPERTS_KEY.match(key) and isinstance(value, int) and value > 1}
-    if experts or any("Router" in type(m).__name__ for m in model.modules()):
-        text = "a step may send tokens to other experts, and differences count the jump"
-        found.append(Warned("routing", f"{text}; use an exact product"))
     return found
+
+
+def has_experts(model: nn.Module) -> bool:
+    """Whether the config, or a module's name, says that tokens are sent to experts."""
+    entries = _config_entries(model)
+    named = any(_EXPERTS_KEY.match(key) and isinstance(value, int) and value > 1 for key, value in entries)
+    return named or any("Router" in type(m).__name__ for m in model.modules())
+
+
+def _config_entries(model: nn.Module) -> list[tuple[str, Any]]:
+    config: Any = getattr(model, "config", None)
+    return list(_entries(config.to_dict())) if hasattr(config, "to_dict") else []
 
 
 def _entries(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

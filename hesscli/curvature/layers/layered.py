@@ -30,9 +30,12 @@ class LayeredOperator:
     layer's activations with their first and second derivatives.
     """
 
-    def __init__(self, risk: EmpiricalRisk, stack: Stack, curvature: ScoreCurvature | None = None) -> None:
+    def __init__(
+        self, risk: EmpiricalRisk, stack: Stack, curvature: ScoreCurvature | None = None, *, forward_mode: bool = True
+    ) -> None:
         self.risk, self._stack, self._curvature = risk, stack, curvature
-        self._pushes = LayerPush(), LayerPush()  # through layers, and through the head
+        # Through layers, and through the head. Forward mode costs less and is given up where an operation has none.
+        self._pushes = LayerPush(forward_mode=forward_mode), LayerPush(forward_mode=forward_mode)
 
     @property
     def space(self) -> ParameterSpace:
@@ -46,8 +49,8 @@ class LayeredOperator:
     def matvecs(self, vs: Sequence[ParameterVector]) -> list[ParameterVector]:
         """The products, sharing all that does not depend on v. Holds k results."""
         totals = [self.space.zeros() for _ in vs]
-        sweep = Sweep(self.risk, self._stack, self._curvature, self._pushes, vs, totals)
-        with twice_differentiable_attention():
+        with twice_differentiable_attention(), self.risk.residence.outside() as outside:
+            sweep = Sweep(self.risk, self._stack, self._curvature, self._pushes, vs, totals, outside=outside)
             for batch in self.risk.batches:
                 if batch.num_terms:
                     sweep.add(batch)

@@ -29,16 +29,18 @@ def pull_back(
     *,
     num_vectors: int,
     keep: bool,
+    gradient: bool = False,
 ) -> tuple[list[torch.Tensor | None], list[list[torch.Tensor | None]]]:
-    """g_in = J^T g for each activation, and J^T dg + (dJ)^T g for each vector and leaf.
+    """g_in = J^T g for each leaf, and J^T dg + (dJ)^T g for each vector and leaf.
 
     With q(x) = J(x)^T g one backward pass through (q, outputs) with weights (dx, dg) gives both terms: q is the
     gradient of g . f, so its Jacobian is symmetric. Cost in units of a product with the piece's weights: 2 for q,
     6 for each vector. `cotangents` and `d_cotangents` are of each output. The graph is freed unless `keep`.
+    J^T g of a parameter is left out where nothing asks for it: neither `gradient` nor a tangent.
     """
     leaves = [*piece.activations, *piece.parameters]
     moving = [any(t is not None for t in per_leaf) for per_leaf in piece.tangents]
-    wanted = [i for i in range(len(leaves)) if moving[i] or i < len(piece.activations)]
+    wanted = [i for i in range(len(leaves)) if gradient or moving[i] or i < len(piece.activations)]
     pairs = zip(piece.outputs, cotangents, strict=True)
     given = [(out, g) for out, g in pairs if g is not None and out.requires_grad]
     q: dict[int, torch.Tensor | None] = {}
@@ -48,7 +50,7 @@ def pull_back(
             [leaves[i] for i in wanted],
             [g for _, g in given],
             create_graph=any(moving),
-            retain_graph=True,
+            retain_graph=keep or num_vectors > 0,
             allow_unused=True,
         )
         q = dict(zip(wanted, grads, strict=True))
@@ -57,7 +59,7 @@ def pull_back(
         both = [(q_i, piece.tangents[i][k]) for i, q_i in q.items() if q_i is not None]
         both += [(out, dg[k]) for out, dg in zip(piece.outputs, d_cotangents, strict=True)]
         seconds.append(_weighted_gradient(both, leaves, keep=keep or k < num_vectors - 1))
-    return [None if (q_i := q.get(i)) is None else q_i.detach() for i in range(len(piece.activations))], seconds
+    return [None if (q_i := q.get(i)) is None else q_i.detach() for i in range(len(leaves))], seconds
 
 
 def push_forward(

@@ -16,10 +16,13 @@ Own = dict[str, tuple[torch.Tensor, Tangents]]  # selected parameters by name, w
 
 
 class LayerPush:
-    """Runs layers with tangents; several vectors at once where every operation of the model allows it."""
+    """Runs layers with tangents; several vectors at once where every operation of the model allows it.
 
-    def __init__(self) -> None:
-        self._together = self._forward_mode = True
+    With `forward_mode` off no operation is asked for a forward derivative.
+    """
+
+    def __init__(self, *, forward_mode: bool = True) -> None:
+        self._together = self._forward_mode = forward_mode
 
     def __call__(
         self, run: Run, inputs: Sequence[torch.Tensor], along: Sequence[Tangents], own: Own, *, num_vectors: int

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 from torch.func import functional_call
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
-from transformers.modeling_layers import GradientCheckpointingLayer
 
-from hesscli.curvature.losses import constant_inputs, scores
+from hesscli.checkpoint.layers import marked_layers
+from hesscli.curvature.losses import constant_inputs, positions_at_once, scores
 
 if TYPE_CHECKING:
     from hesscli.curvature.risk import EmpiricalRisk
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 Forward = Callable[..., Any]
 Replacement = Callable[[nn.Module, Forward, tuple[Any, ...], dict[str, Any]], Any]
 
-# Entries of one chunk's scores over the classes (32 MiB in float32; derivatives hold six times that), and the tokens of
-# a chunk at the most.
-_CHUNK_ENTRIES, _CHUNK_TOKENS = 1 << 23, 4096
 _ROUNDINGS = 100.0  # of the largest score: sound heads differ by ten at most
 _TOKEN_INPUTS = ("input_ids", "decoder_input_ids")
 
@@ -97,7 +94,7 @@ class Stack:
 
     def chunks(self, positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """These positions, so many at a time that their scores stay small."""
-        return positions.split(max(1, min(_CHUNK_TOKENS, _CHUNK_ENTRIES // self.num_classes)))
+        return positions.split(positions_at_once(self.num_classes))
 
     def head(self, hidden: torch.Tensor, weights: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
         """Scores (tokens, classes) from the last layer's output (tokens, width): each token a row of its own.
@@ -125,7 +122,7 @@ def find_stack(row: "EmpiricalRisk") -> Stack:
     Raises UnknownStructureError where there is no layer or none runs.
     """
     model = row.model
-    marked = _layers(model)
+    marked = marked_layers(model)
     if not marked:
         msg = f"{type(model).__name__} has no list of layers"
         raise UnknownStructureError(msg)
@@ -157,13 +154,6 @@ def find_stack(row: "EmpiricalRisk") -> Stack:
         if tokens and _takes_tokens_alone(stack, last[0], whole):
             return stack
     return replace(stack, token_inputs=())
-
-
-def _layers(model: nn.Module) -> list[nn.Module]:
-    """The marked layers, or what stands in lists of modules where a model marks none."""
-    marked: list[nn.Module] = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
-    return marked or list(dict.fromkeys(layer for one in lists for layer in one))
 
 
 def _empty(leaf: Any) -> Any:

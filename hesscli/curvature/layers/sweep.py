@@ -1,6 +1,7 @@
 """One batch's product, forward and back over the calls of a model's layers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.utils.weak import TensorWeakRef, WeakIdKeyDictionary
 
 from hesscli.curvature.layers.pull_back import Piece, Tangents, pull_back, push_forward, reached
 from hesscli.curvature.layers.push_layer import LayerPush, Own, Weights, float_places
+from hesscli.curvature.layers.residence import Leaves
 from hesscli.curvature.layers.stack import Forward, Reached, Stack, intercepted
 from hesscli.curvature.losses import cross_entropy, scores
 from hesscli.curvature.risk import EmpiricalRisk
@@ -62,7 +64,11 @@ class _Bare(nn.Module):
 
 
 class Sweep:
-    """Products with some vectors, added into `totals` batch by batch; not yet divided by the number of terms."""
+    """Products with some vectors, added into `totals` batch by batch; not yet divided by the number of terms.
+
+    `outside` are the open leaves of what lies outside of layers. With `gradient`, which is not for a Gauss-Newton
+    matrix, the gradient is added there: without vectors that costs 4 units, and holds the weights of one layer.
+    """
 
     def __init__(
         self,
@@ -72,14 +78,18 @@ class Sweep:
         pushes: tuple[LayerPush, LayerPush],
         vs: Sequence[ParameterVector],
         totals: Sequence[ParameterVector],
+        *,
+        outside: Leaves,
+        gradient: ParameterVector | None = None,
     ) -> None:
-        self._risk, self._stack, self._curvature = risk, stack, curvature
-        (self._push_layer, self._push_head), self._totals = pushes, totals
-        self._place = {id(p): i for i, p in enumerate(risk.parameters)}
+        self._risk, self._stack, self._curvature, self._residence = risk, stack, curvature, risk.residence
+        (self._push_layer, self._push_head), self._vs = pushes, vs
+        self._totals, self._gradient, self._outside = totals, gradient, outside
         # A part that is zero is left out, and so is what would be computed for it.
-        self._along: list[Tangents] = [
-            [v[i].to(p.dtype) if bool(v[i].any()) else None for v in vs] for i, p in enumerate(risk.parameters)
-        ]
+        self._moving = self._residence.moving(vs)
+        self._place: dict[int, int] = {}  # by id, of the leaves that are open
+        self._along: dict[int, Tangents] = {}  # by place, of the same
+        self._admit(outside)
         self._still: Tangents = [None] * len(vs)
         self._calls: list[_Call] = []
         self._returned: list[TensorWeakRef] = []
@@ -118,10 +128,10 @@ class Sweep:
                 self._tangents[x] = push_forward(x, sources, self._all(sources), num_vectors=len(self._still))
                 call.glue.append(x)
         self._calls.append(call)
-        own = self._own(layer)
-        out, tangents = self._push_layer(
-            call.run, call.inputs, self._all(call.inputs), own, num_vectors=len(self._still)
-        )
+        with self._opened(layer) as own:
+            out, tangents = self._push_layer(
+                call.run, call.inputs, self._all(call.inputs), own, num_vectors=len(self._still)
+            )
         returned, spec = tree_flatten(out)
         for i, pushed in zip(float_places(returned), tangents, strict=True):
             returned[i] = returned[i].detach().requires_grad_(bool(places or own))
@@ -132,28 +142,47 @@ class Sweep:
             raise Reached(returned[self._stack.outputs[-1].first])
         return tree_unflatten(returned, spec)
 
-    def _own(self, layer: nn.Module) -> Own:
-        return {n: (p, self._along[self._place[id(p)]]) for n, p in layer.named_parameters() if id(p) in self._place}
+    def _admit(self, leaves: Leaves) -> list[tuple[int, torch.Tensor]]:
+        """Note leaves that were opened, with the vectors' parts; returns those that were not open before."""
+        fresh = [(place, leaf) for place, leaf in leaves.values() if place not in self._along]
+        for place, leaf in fresh:
+            self._place[id(leaf)] = place
+            moves = zip(self._vs, self._moving[place], strict=True)
+            self._along[place] = [self._residence.whole(place, v[place]) if moving else None for v, moving in moves]
+        return fresh
+
+    @contextmanager
+    def _opened(self, layer: nn.Module) -> Iterator[Own]:
+        """One layer's weights by name, with the vectors' parts; they are let go of after."""
+        with self._residence.layer(layer) as leaves:
+            fresh = self._admit(leaves)
+            try:
+                yield {name: (leaf, self._along[place]) for name, (place, leaf) in leaves.items()}
+            finally:
+                for place, leaf in fresh:
+                    del self._place[id(leaf)], self._along[place]
 
     def _all(self, tensors: Sequence[torch.Tensor]) -> list[Tangents]:
         return [self._along[self._place[id(x)]] if id(x) in self._place else self._tangents[x] for x in tensors]
 
     def _sources(self) -> list[torch.Tensor]:
-        """What may lie at the start of glue: what layers returned, then the selected parameters."""
+        """What may lie at the start of glue: what layers returned, then the selected parameters outside."""
         alive = [y for ref in self._returned if (y := ref()) is not None and y.requires_grad]
-        return [*alive, *self._risk.parameters]
+        return [*alive, *(leaf for _, leaf in self._outside.values())]
 
     def _back(self, call: _Call) -> None:
         """Make a layer again, pull the cotangents of what it returned through it, and then through glue before it."""
         reached = [i for i, ref in enumerate(call.outputs) if (y := ref()) is not None and id(y) in self._cotangents]
         if reached:
             values = [x.detach().requires_grad_() for x in call.inputs]
-            leaves, _ = tree_flatten(call.run(values, {}))
-            made = [leaves[i] for i in float_places(leaves)]
-            own = [p for p, _ in self._own(call.layer).values()]
-            piece = Piece([made[i] for i in reached], values, own, self._all([*call.inputs, *own]))
-            del leaves, made
-            self._pull(piece, call.inputs, [self._taken(call.outputs[i]()) for i in reached], keep=False)
+            with self._opened(call.layer) as opened:
+                leaves, _ = tree_flatten(call.run(values, {}))
+                made = [leaves[i] for i in float_places(leaves)]
+                own = [p for p, _ in opened.values()]
+                piece = Piece([made[i] for i in reached], values, own, self._all([*call.inputs, *own]))
+                del leaves, made, opened, own
+                self._pull(piece, call.inputs, [self._taken(call.outputs[i]()) for i in reached], keep=False)
+                del piece
         glue = [x for x in call.glue if id(x) in self._cotangents]
         if glue:
             self._through_glue(glue, [self._taken(x) for x in glue])
@@ -164,30 +193,37 @@ class Sweep:
 
     def _through_glue(self, outputs: Sequence[torch.Tensor], given: Sequence[_Cotangent]) -> None:
         sources = self._sources()
-        count = len(sources) - len(self._risk.parameters)
+        count = len(sources) - len(self._outside)
         piece = Piece(outputs, sources[:count], sources[count:], self._all(sources))
         self._pull(piece, sources[:count], given, keep=True)
 
     def _pull(self, piece: Piece, targets: Sequence[torch.Tensor], given: Sequence[_Cotangent], *, keep: bool) -> None:
         """Through a piece, and add what comes out to `targets`, which its activations stand for, and to the totals."""
         q, seconds = pull_back(
-            piece, [g for g, _ in given], [dgs for _, dgs in given], num_vectors=len(self._still), keep=keep
+            piece,
+            [g for g, _ in given],
+            [dgs for _, dgs in given],
+            num_vectors=len(self._still),
+            keep=keep,
+            gradient=self._gradient is not None,
         )
         for i, x in enumerate(targets):
             dgs = [second[i] for second in seconds]
             if id(x) in self._place:
-                self._collect(x, dgs)
+                self._collect(x, q[i], dgs)
             elif q[i] is not None or any(dg is not None for dg in dgs):
                 _, old, d_old = self._cotangents.get(id(x), (x, None, self._still))
                 self._cotangents[id(x)] = x, _sum(old, q[i]), [_sum(a, b) for a, b in zip(d_old, dgs, strict=True)]
         for i, p in enumerate(piece.parameters, start=len(targets)):
-            self._collect(p, [second[i] for second in seconds])
+            self._collect(p, q[i], [second[i] for second in seconds])
 
-    def _collect(self, parameter: torch.Tensor, products: Tangents) -> None:
+    def _collect(self, parameter: torch.Tensor, q: torch.Tensor | None, products: Tangents) -> None:
         place = self._place[id(parameter)]
+        if self._gradient is not None and q is not None:
+            self._residence.add(place, self._gradient[place], q)
         for total, product in zip(self._totals, products, strict=True):
             if product is not None:
-                total[place].add_(product.to(total[place].dtype))
+                self._residence.add(place, total[place], product)
 
     def _through_scores(self, found: torch.Tensor, batch: Batch) -> None:
         """A head that does not take tokens one by one: the scores of the whole batch at once."""
@@ -212,7 +248,7 @@ class Sweep:
         own = self._head_parameters(hidden)
         labels = batch.targets.flatten().to(hidden.device)
         terms = (labels != IGNORED).nonzero().squeeze(1)
-        for chunk in self._stack.chunks(terms):
+        for chunk in self._stack.chunks(terms) if len(terms) else ():
             h, dh = hidden[chunk].requires_grad_(), [None if t is None else t[chunk] for t in along]
             given: _Cotangent = (None, self._still)
             if self._curvature is None:
@@ -225,12 +261,19 @@ class Sweep:
                 curved = [None if t is None else curve(self._curvature, batch, chunk, output, t) for t in pushed[0]]
                 output, given = self._stack.head(h), (None, curved)
             piece = Piece([output], [h], [p for p, _ in own.values()], [dh, *(t for _, t in own.values())])
-            q, seconds = pull_back(piece, [given[0]], [given[1]], num_vectors=len(along), keep=False)
+            q, seconds = pull_back(
+                piece,
+                [given[0]],
+                [given[1]],
+                num_vectors=len(along),
+                keep=False,
+                gradient=self._gradient is not None,
+            )
             for part, found in zip(parts, [q[0], *(second[0] for second in seconds)], strict=True):
                 if found is not None:
                     part[chunk] = found
             for i, (p, _) in enumerate(own.values(), start=1):
-                self._collect(p, [second[i] for second in seconds])
+                self._collect(p, q[i], [second[i] for second in seconds])
         if last.requires_grad:
             g, *dgs = [part.view_as(last) for part in parts]
             self._cotangents[id(last)] = last, None if self._curvature else g, dgs
@@ -238,8 +281,8 @@ class Sweep:
     def _head_parameters(self, hidden: torch.Tensor) -> Own:
         """Those that the head reads where a gradient sees it; forward mode would see more."""
         moving = reached([self._stack.head(hidden[:1])])
-        named = zip(self._risk.space.names, self._risk.parameters, self._along, strict=True)
-        return {name: (p, along) for name, p, along in named if id(p) in moving}
+        named = self._outside.items()
+        return {name: (leaf, self._along[place]) for name, (place, leaf) in named if id(leaf) in moving}
 
 
 def _sum(a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor | None:

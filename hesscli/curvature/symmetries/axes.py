@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from hesscli.linalg.mapped import release
+
 _LAYER = re.compile(r"(.*\.\d+\.)")  # greedy: up to the last number in a name
 
 Shapes = Mapping[str, torch.Size]
@@ -38,6 +40,7 @@ class Axis:
         product = a.to(b.dtype) * b
         # Summed in the gradient's dtype: in float64 the search takes 2.5 times as long, and the loss decides anyway.
         total = (product.sum(dim=others) if others else product).double().flatten()
+        release(a, b)
         if self.bias is not None:
             total = total + (left[prefix + self.bias].double() * right[prefix + self.bias].double()).flatten()
         return total.cpu()
@@ -55,7 +58,23 @@ class Axes:
 def as_used(axes: Sequence[Axis], prefix: str, weights: Tensors) -> Tensors:
     """The weights as the model uses them, with the offsets of these axes."""
     moved = {prefix + axis.weight: axis.offset for axis in axes if axis.offset}
-    return {**weights, **{name: weights[name] + offset for name, offset in moved.items()}}
+    return _Changed(weights, {name: weights[name] + offset for name, offset in moved.items()}) if moved else weights
+
+
+class _Changed(Mapping[str, torch.Tensor]):
+    """Tensors, some of them others; one that is not asked for is not read."""
+
+    def __init__(self, tensors: Tensors, others: Tensors) -> None:
+        self._tensors, self._others = tensors, others
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._others[name] if name in self._others else self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 def layers(shapes: Shapes) -> dict[tuple[tuple[str, torch.Size], ...], list[str]]:

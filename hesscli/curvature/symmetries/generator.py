@@ -15,11 +15,16 @@ Amounts = Callable[[Scaling, str, int], torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """X(w) = c * (w + offset) + shift on one weight; c and shift are tensors that broadcast to the weight."""
+    """X(w) = c * (w + offset) + shift on one weight; c is a sum, its terms and shift broadcast to the weight."""
 
-    scale: torch.Tensor | float
+    scales: tuple[torch.Tensor, ...]
     shift: torch.Tensor | float
     offset: float
+
+    @property
+    def scale(self) -> torch.Tensor | float:
+        """c, which may be of the weight's size where its terms, one for each axis, are not."""
+        return sum(self.scales[1:], start=self.scales[0]) if self.scales else 0.0
 
     def scaled(self, w: torch.Tensor) -> torch.Tensor:
         """C (w + offset)."""
@@ -37,7 +42,7 @@ def fields(candidates: Iterable[Candidate], weights: Tensors, amounts: Amounts, 
 
     The known product is linear in the field, so a sum of symmetries has the sum of their answers.
     """
-    scales: dict[str, torch.Tensor] = {}
+    scales: dict[str, tuple[torch.Tensor, ...]] = {}
     shifts: dict[str, torch.Tensor] = {}
     offsets: dict[str, float] = {}
     for number, candidate in enumerate(candidates):
@@ -57,9 +62,9 @@ def fields(candidates: Iterable[Candidate], weights: Tensors, amounts: Amounts, 
                     w = weights[prefix + own]
                     shape = [n if dims is None or d in dims else 1 for d, n in enumerate(w.shape)]
                     part = values.reshape(shape).to(w.device)
-                    scales[prefix + own] = scales[prefix + own] + part if prefix + own in scales else part
+                    scales[prefix + own] = (*scales.get(prefix + own, ()), part)
     names = {**scales, **shifts}
-    return {n: Field(scales.get(n, 0.0), shifts.get(n, 0.0), offsets.get(n, 0.0)) for n in names}
+    return {n: Field(scales.get(n, ()), shifts.get(n, 0.0), offsets.get(n, 0.0)) for n in names}
 
 
 def exponents(scaling: Scaling, prefix: str, key: int) -> torch.Tensor:  # noqa: ARG001

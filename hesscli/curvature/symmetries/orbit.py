@@ -1,13 +1,13 @@
 """Whether the loss stays as it is along the finite orbit of a candidate: what is only near to a symmetry is not one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
 from hesscli.curvature.losses import twice_differentiable_attention
 from hesscli.curvature.risk import EmpiricalRisk
 from hesscli.curvature.symmetries.axes import Tensors
-from hesscli.curvature.symmetries.generator import exponents, fields
+from hesscli.curvature.symmetries.generator import Field, exponents, fields
 from hesscli.curvature.symmetries.search import Candidate
 
 # A factor of two changes no digit of a floating-point number, so the loss stays the same in every bit, whatever the
@@ -45,11 +45,28 @@ class Orbit:
         if not candidates:
             return True
         found = fields(candidates, self._weights, exponents, seed=self._seed)
-        moved = {name: field.doubled(self._weights[name]) for name, field in found.items()}
-        width = max(float(torch.finfo(w.dtype).eps) for w in moved.values())
+        moved = _Doubled(found, self._weights)
+        dtypes = {p.dtype for n, p in zip(self._row.space.names, self._row.parameters, strict=True) if n in found}
+        width = max(torch.finfo(dtype).eps for dtype in dtypes)
         tolerance = _SAME if all(c.exact for c in candidates) else max(_ROUNDED, 8 * width)
         return float((self._terms(moved) - self._still).abs().max()) <= tolerance * float(self._still.abs().max())
 
-    def _terms(self, weights: dict[str, torch.Tensor] | None) -> torch.Tensor:
+    def _terms(self, weights: Tensors) -> torch.Tensor:
         with torch.no_grad(), twice_differentiable_attention():
             return self._row.terms(self._row.batches[0], weights)
+
+
+class _Doubled(Mapping[str, torch.Tensor]):
+    """Weights along an orbit, each made when it is asked for."""
+
+    def __init__(self, moved: Mapping[str, Field], weights: Tensors) -> None:
+        self._moved, self._weights = moved, weights
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._moved[name].doubled(self._weights[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._moved)
+
+    def __len__(self) -> int:
+        return len(self._moved)

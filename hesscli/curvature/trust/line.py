@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from hesscli.curvature.losses import twice_differentiable_attention
 from hesscli.curvature.risk import EmpiricalRisk
 from hesscli.linalg.space import ParameterVector
 
@@ -43,12 +42,12 @@ def mismatch_along(
     `scales`: the sizes that mismatches are relative to, such as the typical ones of a random vector. Differences are
     extrapolated from a step and its half; one that is no nearer than `enough` is made again with half the step, and
     counts only where it then stays. Costs 2 forward passes, 4 to 6 mostly, at most 12; holds a displaced copy of the
-    weights. Weights narrower than float32 cannot hold a displacement: nothing is found.
+    weights. Weights narrower than float32, selected or not, hide it in rounding: nothing is found.
     """
-    if any(p.dtype not in (torch.float32, torch.float64) for p in risk.parameters):
+    if any(p.dtype not in (torch.float32, torch.float64) for p in risk.model.parameters()):
         return Mismatch(None, None)
-    space, size = risk.space, np.array(scales)
-    longest = _LONGEST * space.norm([p.detach().to(space.dtype) for p in risk.parameters])
+    size = np.array(scales)
+    longest = _LONGEST * risk.weights_norm()
     step = min(longest, float(np.sqrt(2 * _RISE * max(abs(loss), _RISE) / scales[1])))
     predicted = np.array([slope, np.nan if curvature is None else curvature])
     found = np.full(2, np.nan)
@@ -72,20 +71,7 @@ def mismatch_along(
 
 def _differences(risk: EmpiricalRisk, u: ParameterVector, loss: float, step: float) -> tuple[np.ndarray, np.ndarray]:
     """(first and second derivative by one step, the rounding in each)."""
-    ahead, behind = (_loss_at(risk, u, sign * step) for sign in (1.0, -1.0))
+    ahead, behind = (risk.loss_along(u, sign * step) for sign in (1.0, -1.0))
     rounding = _ROUNDING * float(torch.finfo(torch.float32).eps) * max(abs(loss), abs(ahead), abs(behind))
     values = [(ahead - behind) / (2 * step), (ahead + behind - 2 * loss) / step**2]
     return np.array(values), np.array([rounding / step, 4 * rounding / step**2])
-
-
-def _loss_at(risk: EmpiricalRisk, u: ParameterVector, step: float) -> float:
-    """The mean loss at theta + step u."""
-    total = 0.0
-    with torch.no_grad(), twice_differentiable_attention():
-        moved = {
-            name: torch.add(p.detach(), part, alpha=step)
-            for name, p, part in zip(risk.space.names, risk.parameters, u, strict=True)
-        }
-        for batch in risk.batches:
-            total += float(risk.terms(batch, moved).sum(dtype=torch.float64))
-    return total / risk.num_terms

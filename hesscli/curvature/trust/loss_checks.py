@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from hesscli.curvature.losses import twice_differentiable_attention
 from hesscli.curvature.risk import EmpiricalRisk, LossValue
@@ -16,8 +17,13 @@ _PADDED, _PADDED_NARROW = 1e-3, 0.1
 def check_loss(risk: EmpiricalRisk, loss: LossValue) -> None:
     """Evaluate the loss once more, and one padded row by itself: two forward passes, one of a batch and one of a row.
 
-    Raises UntrustworthyError where the loss is not finite, differs between evaluations, or depends on padding.
+    Raises UntrustworthyError where the loss is not finite, differs between evaluations, or depends on padding or on
+    which rows share a batch.
     """
+    if any(isinstance(m, _BatchNorm) and m.training for m in risk.model.modules()):
+        raise UntrustworthyError(
+            "loss", "batch norm is in training mode: a row's loss depends on its batch", "call eval() on the model"
+        )
     if not np.isfinite(loss.value):
         raise UntrustworthyError(
             "loss", f"the loss on the slice is {loss.value}", "use --dtype float32, another slice, or check the weights"

@@ -6,10 +6,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hesscli.curvature.risk import EmpiricalRisk
+from hesscli.curvature.risk import LOOKED_AT, EmpiricalRisk
 from hesscli.events import Warned
-
-_LOOKED_AT = 32  # positions of the row that the model is run on
 
 
 class _Narrowing(TorchDispatchMode):
@@ -31,7 +29,7 @@ def narrow_inside(risk: EmpiricalRisk) -> Warned | None:
     """A warning where weights are float64 and the model's code computes in less; one forward pass of a short row."""
     if risk.space.dtype != torch.float64:
         return None
-    row = risk.first_row(most=_LOOKED_AT)
+    row = risk.first_row(most=LOOKED_AT)
     with torch.no_grad(), _Narrowing() as seen:
         row.terms(row.batches[0])
     if not seen.found:

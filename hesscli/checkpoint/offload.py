@@ -1,0 +1,195 @@
+"""Weights that are not brought into memory: layers stay in their files, and are fetched when they run."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from accelerate import infer_auto_device_map
+from accelerate.utils import get_balanced_memory
+from torch import nn
+from transformers import PreTrainedModel, modeling_utils
+
+from hesscli.checkpoint.layers import outermost_layers
+from hesscli.checkpoint.placement import Plan
+from hesscli.checkpoint.stored import stored_weight
+from hesscli.checkpoint.weights import Header, stored_tensors
+from hesscli.errors import DoesNotFitError, UsageError
+
+Read = Callable[[], torch.Tensor]
+Reads = dict[str, Read]
+"""How each weight that is not where the model computes is read, by the parameter's name."""
+
+# How often one layer, and what lies outside of layers, is held at the worst moment of a product with one vector: a
+# layer's weights and the next one's, the vector's part, two derivatives and what they are made from; at the head the
+# same. Seen above the libraries' own memory: 6 for 48 layers of 4 MiB, 7.8 for three of 64 MiB, 8.5 for a tied
+# embedding of 31 MiB.
+_OF_A_LAYER, _OF_THE_REST, _AT_THE_HEAD = 8, 2, 9
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Bytes of a model's weights, each tied one once."""
+
+    layers: Mapping[str, int]
+    """Of the layers that can be left where they are: those that share no weight."""
+    rest: int
+
+    @property
+    def least(self) -> int:
+        """Memory that weights and one vector take in a product, with all of these layers fetched one at a time.
+
+        What depends on the data, the activations of a layer on one batch, comes on top.
+        """
+        layer = max(self.layers.values(), default=0)
+        return max(_OF_A_LAYER * layer + _OF_THE_REST * self.rest, 2 * layer + _AT_THE_HEAD * self.rest)
+
+
+def sizes_of(bare: nn.Module) -> Sizes:
+    """The sizes of a model without weights, whose ties are made."""
+    counts = Counter(id(p) for _, p in bare.named_parameters(remove_duplicate=False))
+    layers = {
+        name: sum(p.nbytes for p in layer.parameters())
+        for name, layer in outermost_layers(bare).items()
+        if all(counts[id(p)] == 1 for p in layer.parameters()) and any(True for _ in layer.parameters())
+    }
+    return Sizes(layers, sum(p.nbytes for p in bare.parameters()) - sum(layers.values()))
+
+
+def check_least(sizes: Sizes, *, limit: int | None, id: str) -> None:
+    """Refuse a bound that one layer at a time does not fit.
+
+    Raises:
+        DoesNotFitError: it is below the least that works, which is named.
+        UsageError: the model has no layer that could be fetched.
+    """
+    if not sizes.layers:
+        what = f"'{id}' has no list of layers that share no weight, so none can be left on disk"
+        raise UsageError("device_map", what, "use --placement single")
+    if limit is not None and limit < sizes.least:
+        least = -(-sizes.least // 2**20)
+        what = f"cpu={limit / 2**20:.0f}MiB is too little for '{id}': one layer at a time takes {least} MiB"
+        raise DoesNotFitError("max_memory", f"{what} and a batch's activations", f"use cpu={2 * least}MiB")
+
+
+@dataclass(frozen=True, slots=True)
+class Arrangement:
+    """Where each part of a model goes when some layers are not where it computes."""
+
+    device: torch.device
+    device_map: dict[str, Any]
+    """What `from_pretrained` is given: every layer by its own name."""
+    on_host: tuple[str, ...]
+    """Layers that lie in the host's memory while another device computes."""
+
+
+def arrange(plan: Plan, bare: PreTrainedModel, *, id: str) -> Arrangement | None:
+    """What a plan leaves on disk or on the host, None where nothing.
+
+    Only layers are left out; what lies outside of them a product needs all the time.
+
+    Raises:
+        UsageError: no layer is left out, though parts of the model are; or the rest lies on several devices.
+        DoesNotFitError: what has to be in memory does not fit the bound.
+    """
+    wanted = plan.device_map
+    if isinstance(wanted, str):
+        wanted = _inferred(wanted, bare, plan.max_memory) if torch.cuda.is_available() else None
+    if wanted is None:
+        return None
+    devices = {torch.device(target) for target in wanted.values() if target != "disk"}
+    computing = sorted(str(device) for device in devices if device.type != "cpu")
+    away = ("disk", "cpu") if computing else ("disk",)
+    if not any(target in away for target in wanted.values()):
+        return None
+    if len(computing) > 1:
+        what = f"layers on disk or on the host do not go together with {len(computing)} other devices"
+        raise UsageError("device_map", what, "leave one device, or give all of them enough memory")
+    sizes = sizes_of(bare)
+    check_least(sizes, limit=plan.limit, id=id)
+    homes = {name: _home(name, wanted) for name in sizes.layers}
+    if not any(home in away for home in homes.values()):
+        what = f"it leaves out no layer of '{id}' but what every product needs"
+        raise UsageError("device_map", what, f"map layers, such as '{next(iter(homes))}'")
+    device = torch.device(computing[0] if computing else "cpu")
+    places = {name: home if home in away else device for name, home in homes.items()}
+    others = {name: device for name in outermost_layers(bare) if name not in places}
+    on_host = tuple(name for name, home in places.items() if home == "cpu")
+    return Arrangement(device, {"": device, **others, **places}, on_host)
+
+
+def _home(layer: str, device_map: Mapping[str, Any]) -> Any:
+    """Where a layer goes: on disk where a part of it does."""
+    inside = [target for key, target in device_map.items() if key.startswith(f"{layer}.")]
+    if "disk" in inside:
+        return "disk"
+    if inside:
+        return inside[0]
+    covering = [key for key in device_map if key in ("", layer) or layer.startswith(f"{key}.")]
+    return device_map[max(covering, key=len)] if covering else "cpu"
+
+
+def _inferred(strategy: str, bare: PreTrainedModel, max_memory: Mapping[Any, Any] | None) -> dict[str, Any]:
+    """The map that accelerate makes for a strategy, with the memory that is free now where none is given."""
+    unsplit = list(getattr(bare, "_no_split_modules", None) or [])
+    room = dict(max_memory) if max_memory else None
+    if strategy != "sequential":
+        zero = strategy == "balanced_low_0"
+        room = get_balanced_memory(bare, max_memory=room, no_split_module_classes=unsplit, low_zero=zero)
+    found: dict[str, Any] = infer_auto_device_map(bare, max_memory=room, no_split_module_classes=unsplit)
+    return found
+
+
+@contextmanager
+def undispatched(index: dict[str, Any]) -> Iterator[None]:
+    """For the block transformers notes in `index` where it leaves weights, and puts no hooks on a model that has some.
+
+    Files are read without being mapped: pages of a map count as memory held, and there are as many as the file has.
+    """
+
+    def note(_model: Any, _quantizer: Any, _map: Any, _folder: Any, offloaded: dict[str, Any] | None, _b: Any) -> None:
+        index.update(offloaded or {})
+
+    def unmapped(file: Any, *, framework: str, device: str = "cpu", backend: str = "") -> Any:  # noqa: ARG001
+        return safetensors.safe_open(file, framework=framework, device=device, backend="pread")
+
+    library: Any = modeling_utils
+    kept = library.accelerate_dispatch, library.safe_open
+    library.accelerate_dispatch, library.safe_open = note, unmapped
+    try:
+        yield
+    finally:
+        library.accelerate_dispatch, library.safe_open = kept
+
+
+def leave_out(model: PreTrainedModel, index: Mapping[str, Any], on_host: Iterable[str], device: torch.device) -> Reads:
+    """Put stand-ins of NaN for weights that are not where the model computes; returns how each is read, by name.
+
+    Those that the index names are on disk; those of the layers `on_host` were loaded and stay there. A stand-in has
+    its weight's shape, dtype and device and the memory of one number: what reads it by mistake gives NaN, and no wrong
+    figure.
+    """
+    reads: dict[str, Read] = {}
+    headers: dict[Path, Header] = {}
+    layers = tuple(f"{name}." for name in on_host)
+    for name, p in list(model.named_parameters()):
+        if p.device.type == "meta":
+            file, stored_name = Path(index[name]["safetensors_file"]), index[name]["weight_name"]
+            header = headers[file] = headers.get(file) or stored_tensors(file)
+            reads[name] = stored_weight(file, header[stored_name], dtype=p.dtype).read
+        elif name.startswith(layers):
+            reads[name] = p.detach
+        else:
+            continue
+        owner, _, own = name.rpartition(".")
+        setattr(model.get_submodule(owner), own, nn.Parameter(stand_in(p, device), requires_grad=p.requires_grad))
+    return reads
+
+
+def stand_in(p: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of NaN like p in one number's memory."""
+    return torch.full((1,), torch.nan, dtype=p.dtype, device=device).expand(p.shape)

@@ -1,0 +1,1 @@
+"""A risk whose weights, vectors and rows are split over processes."""

@@ -1,0 +1,62 @@
+"""`--dtype bfloat16`: the error of narrow arithmetic is measured, stands in the intervals, or refuses the run."""
+
+import json
+
+import pytest
+
+SMALL = [
+    "-L",
+    "2",
+    "--max-length",
+    "32",
+    "--steps",
+    "8",
+    "--k",
+    "1",
+    "--dtype",
+    "bfloat16",
+    "--plots",
+    "none",
+    "--json",
+]
+
+
+@pytest.mark.parametrize("product", ["double-backward", "layered"])
+def test_a_hessian_whose_products_are_far_from_float32_is_refused(hess, product):
+    ended = hess("topk", "demo", *SMALL, "--product", product)
+    assert ended.code == 4
+    report = json.loads(ended.out)
+    assert report["status"] == "untrustworthy"
+    assert report["metrics"] == {}
+    # Of the other figures none shows it.
+    preflight = report["operator"]["preflight"]
+    assert preflight["rounding"] > 0.05 > max(preflight[k] for k in ("symmetry", "linearity", "known_answer"))
+    assert "use --dtype float32, or --product finite-difference, which computes in it" in ended.err.replace("\n", " ")
+
+
+def test_differences_compute_in_float32_and_are_not(hess):
+    ended = hess("topk", "demo", *SMALL, "--product", "finite-difference")
+    assert ended.code == 0, ended.err
+    report = json.loads(ended.out)
+    assert report["operator"]["preflight"]["known_answer"] < 2e-3
+    assert report["operator"]["preflight"]["rounding"] is None
+    wide = json.loads(hess("topk", "demo", *SMALL[:-4], "float32", *SMALL[-3:]).out)
+    narrow, truth = (r["metrics"]["lambda_max"]["value"] for r in (report, wide))
+    assert narrow == pytest.approx(truth, rel=0.03)  # weights are rounded, arithmetic is not
+
+
+def test_a_smaller_error_widens_intervals_and_is_said(hess):
+    ended = hess("topk", "demo", *SMALL, "--operator", "ggn")
+    report = json.loads(ended.out)
+    rounding = report["operator"]["preflight"]["rounding"]
+    assert 1e-3 < rounding < 0.05
+    metric = report["metrics"]["lambda_max"]
+    assert metric["errors"]["precision"] >= 0.99 * rounding * metric["value"]
+    (text,) = [w["text"] for w in report["warnings"] if w["code"] == "rounding"]
+    assert f"off by {rounding:.2g} from the same in float32" in text
+
+
+def test_float32_needs_no_such_figure(hess):
+    report = json.loads(hess("topk", "demo", *SMALL[:-4], "float32", *SMALL[-3:]).out)
+    assert report["operator"]["preflight"]["rounding"] is None
+    assert not [w for w in report["warnings"] if w["code"] == "rounding"]

@@ -1,0 +1,75 @@
+"""What narrow weights do to a product is measured, and stands in the report or refuses the run."""
+
+import numpy as np
+import pytest
+import torch
+from tiny import flat, ragged_slice, risk_of, tiny_model
+from trained import trained_risk
+from wide import float64_product
+
+from hesscli.curvature.choice import choose_operator
+from hesscli.curvature.double_backward import HessianOperator
+from hesscli.curvature.risk import EmpiricalRisk
+from hesscli.curvature.symmetries import find_symmetry
+from hesscli.curvature.trust.rounding import check_rounding, is_narrow, rounding_error
+from hesscli.errors import UntrustworthyError
+
+
+def relative(a, b):
+    return np.linalg.norm(a - b) / np.linalg.norm(b)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox", "phi3"])
+@pytest.mark.parametrize("product", ["double-backward", "layered"])
+def test_it_is_the_error_along_random_vectors_and_eigenvectors(name, product):
+    risk = risk_of(tiny_model(name).bfloat16(), ragged_slice(), 3)
+    operator = choose_operator(risk, kind="hessian", product=product, seed=0).operator
+    error = rounding_error(operator, risk, kind="hessian", seed=0)
+    truth = float64_product(name, dtype=torch.bfloat16)
+    for index in range(3):
+        v = risk.space.random("gaussian", seed=9, index=index)
+        for _ in range(3):  # the last leans to the ends of the spectrum
+            found = operator.matvec(v)
+            assert error / 3 < relative(flat(found), truth(v)) < 3 * error
+            v = found
+
+
+@pytest.mark.parametrize("kind", ["hessian", "ggn", "fisher", "empirical-fisher"])
+def test_every_matrix_has_one_and_wide_weights_have_none_to_speak_of(kind):
+    for dtype, low, high in ((torch.bfloat16, 3e-3, 0.05), (torch.float32, -1.0, 1e-5)):
+        risk = risk_of(tiny_model("llama").to(dtype), ragged_slice(), 3)
+        assert is_narrow(risk) == (dtype == torch.bfloat16)
+        operator = choose_operator(risk, kind=kind, product="auto", seed=0).operator
+        assert low < rounding_error(operator, risk, kind=kind, seed=0) < high
+        assert {p.dtype for p in risk.model.parameters()} == {dtype}
+
+
+def test_a_trained_model_is_refused_where_its_symmetries_see_nothing():
+    risk = trained_risk(2, 32, dtype=torch.bfloat16)
+    wide = trained_risk(2, 32, dtype=torch.bfloat16)
+    wide = EmpiricalRisk(
+        wide.model.float(),
+        wide.batches,
+        names=wide.space.names,
+        parameters=list(wide.model.parameters()),
+        input_device=wide.input_device,
+    )
+    operator, exact = HessianOperator(risk, keep_graph=True), HessianOperator(wide, keep_graph=True)
+    gradient = risk.gradient()
+    symmetry = find_symmetry(risk, gradient, seed=0)
+    seen = relative(flat(operator.matvec(symmetry.direction(risk))), flat(symmetry.answer(risk, gradient)))
+    v = risk.space.random("gaussian", seed=9, index=0)
+    true = relative(flat(operator.matvec(v)), flat(exact.matvec(v)))
+    error = rounding_error(operator, risk, kind="hessian", seed=0)
+    assert true > 3 * seen
+    assert true / 3 < error < 3 * true
+    with pytest.raises(UntrustworthyError, match=r"rounding error of the product is .*; use --dtype float32"):
+        check_rounding(error)
+
+
+def test_what_cannot_be_measured_is_said(monkeypatch):
+    risk = risk_of(tiny_model("llama").bfloat16(), ragged_slice(), 3)
+    monkeypatch.setattr("hesscli.curvature.trust.rounding.available_bytes", lambda _device: 100)
+    assert rounding_error(HessianOperator(risk, keep_graph=False), risk, kind="hessian", seed=0) is None
+    assert "could not be measured" in check_rounding(None)[0].text
+    assert "off by 0.01 " in check_rounding(0.01)[0].text

@@ -1,0 +1,133 @@
+"""A risk over 2 and 4 processes is that of one process: loss, gradient, vectors, every product."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from breadth.subjects import SUBJECTS
+from models import model_of
+from spawned_measurements import CASES, OTHERS, SEED
+from tiny import flat, ragged_slice
+
+from hesscli.curvature.double_backward import HessianOperator
+from hesscli.curvature.gauss_newton import EmpiricalFisherOperator, FisherOperator, GGNOperator
+from hesscli.curvature.risk import EmpiricalRisk
+
+WORDS = [(size, i) for size, cases in CASES.items() for i in range(len(cases))]
+
+
+@pytest.fixture(params=WORDS, ids=[f"{size}-{CASES[size][i]['name']}" for size, i in WORDS])
+def case(request, over_ranks):
+    """(what each rank found, the same risk in one process)."""
+    size, i = request.param
+    given = CASES[size][i]
+    model, only = model_of(given["name"]), given.get("only", "")
+    named = {n: p for n, p in model.named_parameters() if only in n}
+    data = ragged_slice(given.get("lengths", (5, 11, 3, 9, 7)))
+    risk = EmpiricalRisk(
+        model,
+        list(data.batches(given.get("batch_size", 2))),
+        names=list(named),
+        parameters=list(named.values()),
+        input_device=torch.device("cpu"),
+    )
+    return [found["cases"][i] for found in over_ranks[size]], risk
+
+
+def relative(parts, vector):
+    """The distance of whole parts from a vector, over its length."""
+    truth = flat(vector)
+    return np.linalg.norm(np.concatenate([part.ravel() for part in parts]) - truth) / np.linalg.norm(truth)
+
+
+def test_every_rank_finds_the_same_bits(case):
+    found, _ = case
+    for one, other in pairwise(found):
+        assert one["loss"] == other["loss"]
+        assert one["inner"] == other["inner"]
+        assert one["difference"][1] == other["difference"][1]
+        assert all(np.array_equal(a, b) for a, b in zip(one["single"], other["single"], strict=True))
+
+
+def test_random_vectors_do_not_depend_on_the_number_of_ranks(case):
+    found, risk = case
+    gaussian = risk.space.random("gaussian", seed=1, index=0)
+    signs = risk.space.random("rademacher", seed=2, index=3)
+    assert relative(found[0]["gaussian"], gaussian) == 0
+    assert relative(found[0]["signs"], signs) == 0
+
+
+def test_inner_products_are_over_all_ranks(case):
+    found, risk = case
+    v, w = (risk.space.random("gaussian", seed=1, index=i) for i in range(2))
+    inner, norm, with_basis = found[0]["inner"]
+    assert inner == pytest.approx(risk.space.inner(v, w), rel=1e-6)
+    assert norm == pytest.approx(risk.space.norm(v), rel=1e-7)
+    assert with_basis == pytest.approx([norm**2, inner], rel=1e-6)
+
+
+def test_loss_and_its_error_are_those_of_one_process(case):
+    found, risk = case
+    assert found[0]["loss"] == pytest.approx((risk.loss().value, risk.loss().stderr), rel=1e-6)
+
+
+def test_the_gradient_is_a_sum_over_ranks_and_no_mean(case):
+    found, risk = case
+    assert relative(found[0]["gradient"], risk.gradient()) < 1e-5
+
+
+def test_exact_products_are_those_of_one_process(case):
+    found, risk = case
+    vs = [risk.space.random("gaussian", seed=1, index=i) for i in range(2)]
+    truth = {
+        "hessian": HessianOperator(risk, keep_graph=False),
+        "ggn": GGNOperator(risk),
+        "fisher": FisherOperator(risk, seed=SEED),
+        "empirical-fisher": EmpiricalFisherOperator(risk),
+    }
+    for kind, operator in truth.items():
+        for product, v in zip(found[0]["products"][kind], vs, strict=True):
+            assert relative(product, operator.matvec(v)) < 1e-5, kind
+    assert relative(found[0]["single"], truth["hessian"].matvec(vs[1])) < 1e-5
+
+
+def test_differences_are_within_their_reported_error_and_leave_the_weights_as_they_were(case):
+    found, risk = case
+    product, error = found[0]["difference"]
+    truth = HessianOperator(risk, keep_graph=False).matvec(risk.space.random("gaussian", seed=1, index=0))
+    assert relative(product, truth) <= 2 * error < 1e-2  # which the estimate is good to
+    assert all(one["restored"] for one in found)
+
+
+def test_moved_shards_are_seen_where_older_ones_were_gathered_before(case):
+    found, risk = case
+    v = risk.space.random("gaussian", seed=1, index=0)
+    assert found[0]["along"] == pytest.approx(risk.loss_along(v, 0.01), rel=1e-6)
+    assert found[0]["along"] != pytest.approx(risk.loss().value, rel=1e-4)
+
+
+def test_shards_are_uneven_and_a_rank_may_have_none(over_ranks):
+    by_rank = [found["cases"][1]["local"] for found in over_ranks[2]]
+    assert [shapes[0] for shapes in by_rank] == [(1,), (0,)]  # one number, the gain
+    assert [shapes[-1] for shapes in by_rank] == [(10, 8), (9, 8)]
+    assert [found["cases"][0]["local"][0] for found in over_ranks[4]] == [(5, 8), (5, 8), (5, 8), (4, 8)]
+
+
+def test_a_rank_without_rows_joins_the_passes_of_the_others(over_ranks):
+    rows = [found["cases"][0]["batches"] for found in over_ranks[4]]
+    assert len({len(batches) for batches in rows}) == 1
+    assert [sum(batches) for batches in rows] == [0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("name", OTHERS[2])
+def test_other_tasks_and_structures_have_the_same_gradient_and_product(name, over_ranks):
+    model, batch = SUBJECTS[name].build(), SUBJECTS[name].batch()
+    named = dict(model.named_parameters())
+    risk = EmpiricalRisk(
+        model, [batch], names=list(named), parameters=list(named.values()), input_device=torch.device("cpu")
+    )
+    gradient, product = over_ranks[2][0]["others"][name]
+    v = risk.space.random("gaussian", seed=1, index=0)
+    assert relative(gradient, risk.gradient()) < 1e-5
+    assert relative(product, HessianOperator(risk, keep_graph=False).matvec(v)) < 1e-5

@@ -1,0 +1,96 @@
+"""The processes of a run: sums and agreement, what they send, and one failure for all."""
+
+import signal
+import time
+
+import numpy as np
+import pytest
+from spawned import on_ranks
+from spawned_light import agreeing, raising
+
+from hesscli.distributed import ALONE, _in_words, joined, ranks
+from hesscli.errors import UsageError
+
+
+@pytest.fixture(scope="module")
+def agreed():
+    return on_ranks(3, agreeing)
+
+
+def test_sums_are_the_same_bits_on_every_rank(agreed):
+    assert len({found["sum"] for found in agreed}) == 1
+    assert np.frombuffer(agreed[0]["sum"]) == pytest.approx([0.6, 3.0], rel=1e-15)
+
+
+def test_what_one_rank_knows_is_agreed(agreed):
+    assert [found["agreed"] for found in agreed] == [0, 0, 0]
+    assert [found["least"] for found in agreed] == [8, 8, 8]
+
+
+def test_rows_are_put_together_and_taken_apart_as_they_were(agreed):
+    assert [found["rows"] for found in agreed] == [[3, 1, 2], [3, 0, 2], [1, 0, 0]]
+    assert all(found["whole"] and found["sums"] for found in agreed)
+
+
+def test_one_process_is_alone():
+    assert ranks() is ALONE
+    with joined(wanted=False) as found:
+        assert found is ALONE
+    assert ALONE.sum(np.array([1.0])).tolist() == [1.0]
+
+
+def test_processes_that_nobody_started_are_asked_for(monkeypatch):
+    for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with (
+        pytest.raises(UsageError, match=r"^model\.placement: .*RANK is not set; start it with torchrun"),
+        joined(wanted=True),
+    ):
+        pass
+
+
+def test_the_failure_of_one_rank_is_that_of_all():
+    begun = time.monotonic()
+    said = on_ranks(3, raising, "usage", expect=2)
+    assert time.monotonic() - begun < 60
+    assert said[1].strip().endswith("estimator.k: too many; ask for fewer")
+    for other in (said[0], said[2]):
+        assert "rank 1: estimator.k: too many; ask for fewer" in other
+
+
+def test_a_bug_and_a_signal_have_words_and_a_code_for_the_other_ranks():
+    stopped = KeyboardInterrupt()
+    stopped.number = signal.SIGTERM
+    assert _in_words(TypeError("not this.")) == ("TypeError: not this; this is a bug, HESS_DEBUG=1 shows where", 1)
+    assert _in_words(stopped) == ("stopped by a signal", 143)
+
+
+def test_a_rank_that_is_killed_leaves_no_other_waiting():
+    said = on_ranks(2, raising, "kill", expect=[1, -signal.SIGKILL])
+    assert "ranks: another process has ended" in said[0]
+
+
+@pytest.fixture
+def sent(over_ranks):
+    """For each of two ranks: what each product sends, and the size of all parameters with their padding."""
+    return [found["traffic"] for found in over_ranks[2]]
+
+
+def test_a_difference_sends_what_two_gradients_send(sent):
+    for by_what, _ in sent:
+        assert by_what["difference"] == {name: 2 * count for name, count in by_what["gradient"].items()}
+
+
+def test_a_gradient_sends_the_weights_twice_and_their_gradients_once(sent):
+    # What lies outside of layers stays whole from forward to backward: it is sent once.
+    for by_what, whole in sent:
+        assert by_what["gradient"]["reduce-scatter"] == whole
+        assert whole < by_what["gradient"]["all-gather"] < 2 * whole
+
+
+def test_an_exact_product_sends_less_than_a_difference(sent):
+    for by_what, whole in sent:
+        assert by_what["exact"]["reduce-scatter"] == whole
+        assert 2 * whole < by_what["exact"]["all-gather"] < 4 * whole
+        assert sum(by_what["exact"].values()) < sum(by_what["difference"].values())
+        assert by_what["two vectors"]["reduce-scatter"] == 2 * whole
