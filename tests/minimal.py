@@ -126,6 +126,10 @@ class MinimalBasis:
         for rows, part in zip(self._filled(), v._parts, strict=True):
             part._entries -= np.asarray(coefficients) @ rows
 
+    def subtract_then_inner(self, coefficients, v):
+        self.subtract(coefficients, v)
+        return self.inner(v)
+
     def combine(self, coefficients):
         return [Vector(Part(p, rows.T @ c) for p, rows in enumerate(self._filled())) for c in coefficients.T]
 

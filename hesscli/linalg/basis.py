@@ -1,17 +1,19 @@
 """An append-only set of vectors: where a Krylov method's memory is bought."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 
+from hesscli.linalg.mapped import release
 from hesscli.linalg.storage import GROUP, ROWS, BasisStorage, StoredBlock, allocate
 
 V = TypeVar("V")
 # Partial sums of this length are taken in the vectors' dtype, then added in float64; what is kept elsewhere or
 # narrower comes over in pieces of sixteen rows of it.
 _COLUMNS = 1 << 18
+_CACHED = 1 << 21  # entries of a basis, 8 MiB: read twice in a row, they come from the cache the second time
 
 
 class Basis(Protocol[V]):
@@ -36,6 +38,9 @@ class Basis(Protocol[V]):
     def subtract(self, coefficients: np.ndarray, v: V) -> None:
         """Put `v - V c` into v; c is (m,)."""
 
+    def subtract_then_inner(self, coefficients: np.ndarray, v: V) -> np.ndarray:
+        """Put `v - V c` into v, and return V^T v, (m,) float64: what both do, in one pass over the basis."""
+
     def combine(self, coefficients: np.ndarray) -> list[V]:
         """The columns of V C; C is (m, k)."""
 
@@ -46,8 +51,7 @@ class Basis(Protocol[V]):
 def project_out(basis: Basis[V], v: V) -> None:
     """Put `v - V V^T v` into v, twice, which leaves rounding errors only."""
     if len(basis):
-        for _ in range(2):
-            basis.subtract(basis.inner(v), v)
+        basis.subtract(basis.subtract_then_inner(basis.inner(v), v), v)
 
 
 def to_host(scalars: Sequence[torch.Tensor]) -> np.ndarray:
@@ -72,9 +76,12 @@ class ParameterBasis:
         devices: Sequence[torch.device],
         dtype: torch.dtype,
         storage: BasisStorage,
+        *,
+        total: Callable[[np.ndarray], np.ndarray],
     ) -> None:
+        """`total` takes this process's sums to those over all that hold the vectors together."""
         self._numels, self._shapes, self._devices, self._dtype = numels, shapes, devices, dtype
-        self._storage = storage
+        self._storage, self._total = storage, total
         self._blocks: list[list[StoredBlock]] = []  # by block of rows, then by parameter
         self._length = 0
 
@@ -90,17 +97,25 @@ class ParameterBasis:
         """Add a copy of v."""
         block, row = divmod(self._length, ROWS)
         if row == 0:
-            self._blocks.append(allocate(self._numels, self._devices, self._dtype, self._storage))
+            self._blocks.append(self._allocated(self._storage.rows_after(self._length)))
+        elif row == len(self._blocks[block][0].codes):  # beyond the capacity: on in a block of the usual size
+            short, self._blocks[block] = self._blocks[block], self._allocated(ROWS)
+            for old, new in zip(short, self._blocks[block], strict=True):
+                new.take(old)
         for part, stored in zip(v, self._blocks[block], strict=True):
             stored.write(row, slice(0, part.numel()), part.reshape(1, -1))
+            release(part)
         self._length += 1
+
+    def _allocated(self, rows: int) -> list[StoredBlock]:
+        return allocate(self._numels, self._devices, self._dtype, self._storage, rows=rows)
 
     def vector(self, i: int) -> list[torch.Tensor]:
         """A copy of the i-th vector."""
         out = [torch.empty(s, dtype=self._dtype, device=d) for s, d in zip(self._shapes, self._devices, strict=True)]
         block, row = divmod(i, ROWS)
         for part, stored in zip(out, self._blocks[block], strict=True):
-            for columns in _chunks(part.numel(), 1):
+            for columns in chunks(part.numel(), 1):
                 part.view(-1)[columns] = stored.read(slice(row, row + 1), columns)[0]
         return out
 
@@ -121,10 +136,11 @@ class ParameterBasis:
             flat = part.reshape(-1)
             total = torch.zeros(self._length, dtype=torch.float64, device=part.device)
             for rows, block in self._filled(i):
-                for columns in _chunks(flat.numel(), 1):
+                for columns in chunks(flat.numel(), 1):
                     total[rows] += torch.mv(block.read(slice(0, rows.stop - rows.start), columns), flat[columns])
             sums.append(total)
-        return to_host(sums).sum(axis=0)
+            release(part)
+        return self._total(to_host(sums).sum(axis=0))
 
     def subtract(self, coefficients: np.ndarray, v: list[torch.Tensor]) -> None:
         """Put `v - V c` into v; c is (m,)."""
@@ -132,8 +148,30 @@ class ParameterBasis:
             flat = part.view(-1)
             c = self._on(coefficients, i)
             for rows, block in self._filled(i):
-                for columns in _chunks(flat.numel(), 1):
+                for columns in chunks(flat.numel(), 1):
                     flat[columns].addmv_(block.read(slice(0, rows.stop - rows.start), columns).T, c[rows], alpha=-1.0)
+            release(part)
+
+    def subtract_then_inner(self, coefficients: np.ndarray, v: list[torch.Tensor]) -> np.ndarray:
+        """Put `v - V c` into v, and return V^T v, (m,) float64; one pass over the basis.
+
+        By columns few enough for their rows to be read again before they leave the processor's cache.
+        """
+        if not self._length:
+            return np.zeros(0)
+        sums = []
+        for i, part in enumerate(v):
+            flat, c, filled = part.view(-1), self._on(coefficients, i), self._filled(i)
+            total = torch.zeros(self._length, dtype=torch.float64, device=part.device)
+            for columns in chunks(flat.numel(), 1, most=_CACHED // self._length):
+                read = [(rows, block.read(slice(0, rows.stop - rows.start), columns)) for rows, block in filled]
+                for rows, values in read:
+                    flat[columns].addmv_(values.T, c[rows], alpha=-1.0)
+                for rows, values in read:
+                    total[rows] += torch.mv(values, flat[columns])
+            sums.append(total)
+            release(part)
+        return self._total(to_host(sums).sum(axis=0))
 
     def combine(self, coefficients: np.ndarray) -> list[list[torch.Tensor]]:
         """The columns of V C; C is (m, k). Holds k new vectors."""
@@ -142,7 +180,7 @@ class ParameterBasis:
             c = self._on(coefficients.T, i)
             parts = c.new_zeros((len(out), self._numels[i]))
             for rows, block in self._filled(i):
-                for columns in _chunks(self._numels[i], 1):
+                for columns in chunks(self._numels[i], 1):
                     parts[:, columns].addmm_(c[:, rows], block.read(slice(0, rows.stop - rows.start), columns))
             for column, part in zip(out, parts, strict=True):
                 column.append(part.clone().reshape(shape))
@@ -157,7 +195,7 @@ class ParameterBasis:
         for i, numel in enumerate(self._numels):
             c = self._on(coefficients.T, i)
             filled = self._filled(i)
-            for columns in _chunks(numel, self._length):
+            for columns in chunks(numel, self._length):
                 old = torch.cat([block.read(slice(0, rows.stop - rows.start), columns) for rows, block in filled])
                 new = c @ old
                 for rows, block in filled:
@@ -171,8 +209,9 @@ class ParameterBasis:
         return torch.from_numpy(np.ascontiguousarray(coefficients)).to(self._devices[part], self._dtype)
 
 
-def _chunks(numel: int, rows: int) -> Iterator[slice]:
-    """Columns in pieces that `rows` rows of bound the scratch, each starting at a whole group."""
-    width = max(GROUP, _COLUMNS // -(-rows // ROWS) // GROUP * GROUP)
+def chunks(numel: int, rows: int, *, most: int | None = None) -> Iterator[slice]:
+    """Columns in pieces that `rows` rows of bound the scratch, each starting at a whole group; `most` bounds them."""
+    width = _COLUMNS // -(-rows // ROWS)
+    width = max(GROUP, (width if most is None else min(width, most)) // GROUP * GROUP)
     for start in range(0, numel, width):
         yield slice(start, min(start + width, numel))

@@ -9,6 +9,7 @@ LEVEL = 0.95
 _NORMAL = float(ndtri(0.5 + LEVEL / 2))
 _WIDEST = 100.0  # e-folds of an interval on the log scale: two draws that differ much would overflow
 _RATIO_INFLATION = 1.2  # by simulation: see ratio_estimate
+_ROOT_INFLATION = 1.3  # likewise: see Jackknifed
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +21,13 @@ class Estimate:
     """One standard error; None for a single draw, which cannot know it."""
     ci: tuple[float, float] | None
     count: int
+    draws: tuple[float, ...] = ()
+    """Those that the value is the plain mean of; none where it is anything else."""
 
     def shifted(self, by: float) -> "Estimate":
         """The estimate plus a number that is known."""
         ci = self.ci and (self.ci[0] + by, self.ci[1] + by)
-        return Estimate(self.value + by, self.stderr, ci, self.count)
+        return Estimate(self.value + by, self.stderr, ci, self.count, tuple(draw + by for draw in self.draws))
 
 
 def mean_estimate(draws: np.ndarray) -> Estimate:
@@ -38,7 +41,7 @@ def mean_estimate(draws: np.ndarray) -> Estimate:
         return Estimate(value, None, None, count)
     stderr = float(draws.std(ddof=1) / np.sqrt(count))
     half = float(stdtrit(count - 1, 0.5 + LEVEL / 2)) * stderr
-    return Estimate(value, stderr, (value - half, value + half), count)
+    return Estimate(value, stderr, (value - half, value + half), count, tuple(draws.tolist()))
 
 
 def trace_estimate(
@@ -66,9 +69,8 @@ def trace_estimate(
     bound = (1 + share) * max(0.0, float(np.mean(squares)) - float(np.mean(forms)) ** 2 / dimension)
     model = float(np.sqrt(bound / draws.count))
     half = inflation * max((draws.ci[1] - draws.ci[0]) / 2, _NORMAL * model)
-    return Estimate(
-        draws.value, inflation * max(draws.stderr, model), (draws.value - half, draws.value + half), draws.count
-    )
+    ends = (draws.value - half, draws.value + half)
+    return Estimate(draws.value, inflation * max(draws.stderr, model), ends, draws.count, draws.draws)
 
 
 def positive_estimate(known: float | np.ndarray, draws: np.ndarray, *, inflation: float) -> Estimate:
@@ -107,9 +109,77 @@ def spread_estimate(draws: np.ndarray) -> Estimate:
     if count < 2:
         return Estimate(value, None, None, count)
     without = np.array([np.delete(draws, i, axis=0).std(ddof=1) for i in range(count)])
-    stderr = float(np.sqrt((count - 1) * without.var()))
+    return jackknife_estimate(value, without, least=0.0, inflation=1.0)
+
+
+def jackknife_error(without: np.ndarray) -> float:
+    """One standard error of a figure from its values with each of the draws left out, (count,) (Tukey 1958)."""
+    return float(np.sqrt((len(without) - 1) * np.var(without)))
+
+
+def jackknife_estimate(value: float, without: np.ndarray, *, least: float, inflation: float) -> Estimate:
+    """A figure of several draws with the jackknife's t interval, cut off below `least`.
+
+    `without` (count,) is the figure with each of the draws left out.
+    """
+    count = len(without)
+    if count < 2:
+        return Estimate(value, None, None, count)
+    stderr = inflation * jackknife_error(without)
     half = float(stdtrit(count - 1, 0.5 + LEVEL / 2)) * stderr
-    return Estimate(value, stderr, (max(0.0, value - half), value + half), count)
+    return Estimate(value, stderr, (max(least, value - half), value + half), count)
+
+
+@dataclass(frozen=True, slots=True)
+class Jackknifed:
+    """Figures of several draws at several places, (places,), and with each draw left out, (draws, places).
+
+    A figure is nan at a place where it does not exist. One that is a cosine has its interval on the angle.
+    """
+
+    values: np.ndarray
+    without: np.ndarray
+    cosine: bool
+
+    @property
+    def alive(self) -> np.ndarray:
+        """The places where the figure exists, (places,)."""
+        alive = np.isfinite(self.values)
+        return alive if len(self.without) < 2 else alive & np.isfinite(self.without).all(axis=0)
+
+    def at(self, place: int) -> Estimate:
+        """The figure at one place."""
+        return self._estimate(float(self.values[place]), self.without[:, place])
+
+    def mean(self) -> Estimate:
+        """The mean over the places where it exists; the interval is over draws."""
+        return self._estimate(float(self.values[self.alive].mean()), self.without[:, self.alive].mean(axis=1))
+
+    def _estimate(self, value: float, without: np.ndarray) -> Estimate:
+        """For 3 to 10 draws of long-tailed squares the plain jackknife covers 88 to 94 % of the time, this 93 to 98."""
+        if not self.cosine:
+            return jackknife_estimate(value, without, least=0.0, inflation=_ROOT_INFLATION)
+        found = jackknife_estimate(value, without, least=-1.0, inflation=_RATIO_INFLATION)
+        if found.ci is None:
+            return found
+        angle, angles = (np.arcsin(np.clip(x, -1.0, 1.0)) for x in (value, without))
+        on_angle = jackknife_estimate(float(angle), angles, least=-np.pi / 2, inflation=_RATIO_INFLATION)
+        assert on_angle.ci is not None
+        ends = (float(np.sin(on_angle.ci[0])), float(np.sin(min(np.pi / 2, on_angle.ci[1]))))
+        return Estimate(value, found.stderr, ends, found.count)
+
+
+def pseudo_values(value: float, without: np.ndarray) -> np.ndarray:
+    """Numbers (count,) that have the figure for their mean and the jackknife's error for theirs (Tukey 1958)."""
+    return np.asarray(value - (len(without) - 1) * (without - without.mean()))
+
+
+def ratios_without_one(numerators: np.ndarray, denominators: np.ndarray) -> np.ndarray | None:
+    """The ratio of the sums with each pair left out, (count,); None where one of them has no denominator."""
+    rest = denominators.sum() - denominators
+    if len(rest) < 2 or not rest.all():
+        return None
+    return np.asarray((numerators.sum() - numerators) / rest)
 
 
 def ratio_estimate(numerators: np.ndarray, denominators: np.ndarray) -> Estimate:
@@ -123,13 +193,12 @@ def ratio_estimate(numerators: np.ndarray, denominators: np.ndarray) -> Estimate
     if not denominators.any():
         return Estimate(float("nan"), None, None, count)
     ratio = float(numerators.sum() / denominators.sum())
-    rest = denominators.sum() - denominators
-    if count < 2 or not rest.all():
+    without = ratios_without_one(numerators, denominators)
+    if without is None:
         return Estimate(ratio, None, None, count)
-    without = (numerators.sum() - numerators) / rest
     quantile = _RATIO_INFLATION * float(stdtrit(count - 1, 0.5 + LEVEL / 2))
-    stderr = float(np.sqrt((count - 1) * without.var()))
+    stderr = jackknife_error(without)
     if ratio <= 0 or (without <= 0).any():
         return Estimate(ratio, stderr, (ratio - quantile * stderr, ratio + quantile * stderr), count)
-    reach = min(_WIDEST, quantile * float(np.sqrt((count - 1) * np.log(without).var())))
+    reach = min(_WIDEST, quantile * jackknife_error(np.log(without)))
     return Estimate(ratio, stderr, (ratio * float(np.exp(-reach)), ratio * float(np.exp(reach))), count)

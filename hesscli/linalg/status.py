@@ -12,4 +12,10 @@ class Status(Enum):
         "together, (b) the wanted end of the spectrum merges into the bulk, (c) the product is noisy. Raise --steps, "
         "lower --k, or look at the preflight; pairs that did not converge are marked"
     )
+    NOT_CERTIFIED = (
+        "every wanted pair converged in the Krylov run, and the products that certify them left residuals above the "
+        "tolerance. Likely: (a) the product that built the basis is not as accurate as the tolerance asks, (b) the "
+        "product is noisy. Leave --basis-product out, raise --tolerance, or look at the preflight; pairs that did not "
+        "converge are marked"
+    )
     SPACE_EXHAUSTED = "the Krylov space is the whole space: the spectrum is complete"

@@ -1,17 +1,14 @@
 """Where a basis keeps its rows, and how wide: on the parameters' devices, on the host, or in a file."""
 
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch.nn.functional import pad
 
-from hesscli.errors import DoesNotFitError
+from hesscli.linalg.mapped import is_mapped, mapped, release
 
 Place = Literal["device", "host", "disk"]
 StoredDtype = Literal["float32", "bfloat16", "int8"]
@@ -30,6 +27,13 @@ class BasisStorage:
     dtype: StoredDtype = "float32"
     folder: Path | None = None
     """For `disk`; None is the system's folder for temporary files."""
+    capacity: int | None = None
+    """A number of vectors at which no more memory is taken ahead of need; None where none is known."""
+
+    def rows_after(self, length: int) -> int:
+        """How many rows to allocate for a basis that has filled `length` of them: `ROWS`, or what capacity leaves."""
+        room = ROWS if self.capacity is None else self.capacity - length
+        return min(ROWS, room) if room > 0 else ROWS
 
     def vector_bytes(self, numel: int, dtype: torch.dtype) -> int:
         """What one vector of `numel` entries of this dtype takes."""
@@ -45,7 +49,7 @@ class BasisStorage:
 
 @dataclass(frozen=True, slots=True)
 class StoredBlock:
-    """`ROWS` rows of one parameter. Rows are read and written in columns that start at multiples of `GROUP`."""
+    """Rows of one parameter. They are read and written in columns that start at multiples of `GROUP`."""
 
     codes: torch.Tensor
     scales: torch.Tensor | None
@@ -53,35 +57,47 @@ class StoredBlock:
     dtype: torch.dtype
 
     def read(self, rows: slice, columns: slice) -> torch.Tensor:
-        """Rows on the parameter's device in the vectors' dtype: a view where nothing is to be done."""
+        """Rows on the parameter's device in the vectors' dtype: a view where nothing is to be done.
+
+        Of rows on disk a copy, so that no more of the file is in memory than is looked at.
+        """
         part = self.codes[rows, columns]
         if self.scales is None:
-            return part.to(self.device, self.dtype)
+            found = part.to(self.device, self.dtype, copy=is_mapped(part))
+            release(part)
+            return found
         first, last = columns.start // GROUP, -(-columns.stop // GROUP)
         codes = self.codes[rows, first * GROUP : last * GROUP].to(self.device).to(self.dtype)
         scales = self.scales[rows, first:last].to(self.device, self.dtype)
         wide = codes.view(len(codes), -1, GROUP).mul_(scales[..., None]).view(len(codes), -1)
+        release(self.codes[rows, first * GROUP : last * GROUP], self.scales[rows, first:last])
         return wide[:, : columns.stop - columns.start]
+
+    def take(self, other: "StoredBlock") -> None:
+        """Put the rows of a shorter block into the first rows, as they are."""
+        self.codes[: len(other.codes)].copy_(other.codes)
+        if self.scales is not None and other.scales is not None:
+            self.scales[: len(other.scales)].copy_(other.scales)
 
     def write(self, first_row: int, columns: slice, values: torch.Tensor) -> None:
         """Put values (rows, columns) into rows `first_row` and on, rounded to the nearest."""
         rows = slice(first_row, first_row + len(values))
         if self.scales is None:
-            self.codes[rows, columns].copy_(values)
+            release(self.codes[rows, columns].copy_(values))
             return
         first, last = columns.start // GROUP, -(-columns.stop // GROUP)
         missing = (last - first) * GROUP - values.shape[1]
         groups = pad(values, (0, missing)).view(len(values), -1, GROUP)
         scales = groups.abs().amax(dim=2).float() / 127
         codes = (groups / scales.clamp_min(torch.finfo(torch.float32).tiny)[..., None]).round_()
-        self.codes[rows, first * GROUP : last * GROUP].copy_(codes.view(len(values), -1))
-        self.scales[rows, first:last].copy_(scales)
+        release(self.codes[rows, first * GROUP : last * GROUP].copy_(codes.view(len(values), -1)))
+        release(self.scales[rows, first:last].copy_(scales))
 
 
 def allocate(
-    numels: Sequence[int], devices: Sequence[torch.device], dtype: torch.dtype, storage: BasisStorage
+    numels: Sequence[int], devices: Sequence[torch.device], dtype: torch.dtype, storage: BasisStorage, *, rows: int
 ) -> list[StoredBlock]:
-    """`ROWS` rows for each parameter. On disk: one file for all of them, which nothing but the rows refers to.
+    """So many rows for each parameter. On disk: one file for all of them, which nothing but the rows refers to.
 
     Raises DoesNotFitError where the file system has no room.
     """
@@ -89,12 +105,13 @@ def allocate(
     for numel in numels:
         groups = -(-numel // GROUP)
         if storage.dtype == "int8":
-            wanted += [((ROWS, groups * GROUP), torch.int8), ((ROWS, groups), torch.float32)]
+            wanted += [((rows, groups * GROUP), torch.int8), ((rows, groups), torch.float32)]
         else:
-            wanted.append(((ROWS, numel), torch.bfloat16 if storage.dtype == "bfloat16" else dtype))
+            wanted.append(((rows, numel), torch.bfloat16 if storage.dtype == "bfloat16" else dtype))
     each = len(wanted) // len(numels)
     if storage.place == "disk":
-        tensors = _mapped(wanted, storage.folder)
+        remedy = "set TMPDIR to a folder with room, or lower --steps"
+        tensors = mapped(wanted, storage.folder, what="basis", field="estimator.basis", remedy=remedy)
     else:
         homes = [d if storage.place == "device" else torch.device("cpu") for d in devices for _ in range(each)]
         tensors = [torch.empty(s, dtype=t, device=d) for (s, t), d in zip(wanted, homes, strict=True)]
@@ -102,26 +119,3 @@ def allocate(
         StoredBlock(tensors[i * each], tensors[i * each + 1] if each == 2 else None, device, dtype)
         for i, device in enumerate(devices)
     ]
-
-
-def _mapped(wanted: Sequence[tuple[tuple[int, int], torch.dtype]], folder: Path | None) -> list[torch.Tensor]:
-    """Tensors over a memory-mapped file. Its name is taken away at once: the file goes with the last tensor."""
-    sizes = [-(-prod(shape) * dtype.itemsize // 64) * 64 for shape, dtype in wanted]
-    whole, folder = sum(sizes), folder or Path(tempfile.gettempdir())
-    try:
-        handle, name = tempfile.mkstemp(prefix="hess-basis-", dir=folder)
-        try:
-            # Without its blocks a mapped file ends the process, not the call, where the disk is full.
-            os.posix_fallocate(handle, 0, whole)
-            everything = torch.from_file(name, shared=True, size=whole, dtype=torch.uint8)
-        finally:
-            os.close(handle)
-            os.unlink(name)
-    except OSError as error:
-        what = f"{whole / 2**30:.2f} GiB of basis cannot be put on disk ({error.strerror})"
-        raise DoesNotFitError("estimator.basis", what, "set TMPDIR to a folder with room, or lower --steps") from error
-    tensors, start = [], 0
-    for (shape, dtype), size in zip(wanted, sizes, strict=True):
-        tensors.append(everything[start : start + prod(shape) * dtype.itemsize].view(dtype).view(shape))
-        start += size
-    return tensors

@@ -4,7 +4,7 @@ For a probe v and a block b: (Hv)_b, what the whole matrix gives there, against 
 block alone would give. With E||(H v_b)_a||^2 = ||H_ab||_F^2 the same products give every block's norm.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from hesscli.events import Advanced, Finished, OnEvent, Started
 from hesscli.linalg.operator import LinearOperator
-from hesscli.linalg.statistics import Estimate, positive_estimate, ratio_estimate
+from hesscli.linalg.statistics import Estimate, Jackknifed, positive_estimate, ratio_estimate
 
 V = TypeVar("V")
 
@@ -31,18 +31,51 @@ class Coupling:
 
 @dataclass(frozen=True, slots=True)
 class BlockDiagonal:
-    """Figures by probe and block, and the norms of all blocks."""
+    """Squares and inner products by probe and block, and the norms of all blocks.
 
-    relative_errors: np.ndarray
-    """(probes, blocks): ||(Hv)_b - (H v_b)_b|| / ||(Hv)_b||; 0 where curvature stays within the block."""
-    cosines: np.ndarray
-    """(probes, blocks): between (Hv)_b and (H v_b)_b; about 1/sqrt(B) where there is no block structure."""
+    Figures are ratios of means over probes, which estimate figures of the matrix itself. The mean of the probes'
+    ratios estimates none: it changes with the number of entries that a probe happens to weigh.
+    """
+
+    differences: np.ndarray
+    """(probes, blocks): ||(Hv)_b - (H v_b)_b||^2."""
+    inners: np.ndarray
+    """(probes, blocks): (Hv)_b.(H v_b)_b."""
     rows: np.ndarray
     """(probes, blocks): ||(Hv)_b||^2, a draw of the sum of ||H_ba||_F^2 over a."""
     squared_norms: np.ndarray
     """(probes, B, B): ||(H v_b)_a||^2 at [a, b], an unbiased draw of ||H_ab||_F^2."""
     linearity: np.ndarray
     """(probes,): ||Hv - sum_b H v_b|| / ||Hv||; 0 but for the product's own noise."""
+
+    @property
+    def relative_error(self) -> Jackknifed:
+        """||(Hv)_b - (H v_b)_b|| / ||(Hv)_b|| by block; 0 where curvature stays within it.
+
+        The root of the share of ||H||_F^2 in a block's rows that is outside the block.
+        """
+        return _ratios(np.sqrt, self.differences, self.rows)
+
+    @property
+    def cosine(self) -> Jackknifed:
+        """Between (Hv)_b and (H v_b)_b by block; about 1/sqrt(B) where there is no block structure.
+
+        The root of the share of ||H||_F^2 in a block's rows that is inside the block.
+        """
+        # Where the block alone gives nothing it explains nothing: 0, and not left out of the mean.
+        own = np.diagonal(self.squared_norms, axis1=1, axis2=2)
+        return _ratios(_cosine, self.inners, self.rows, own)
+
+    @property
+    def relative_errors(self) -> np.ndarray:
+        """(probes, blocks): of each probe alone, as in the paper."""
+        return np.stack([_ratio(np.sqrt, d, r) for d, r in zip(self.differences, self.rows, strict=True)])
+
+    @property
+    def cosines(self) -> np.ndarray:
+        """(probes, blocks): of each probe alone, as in the paper."""
+        own = np.diagonal(self.squared_norms, axis1=1, axis2=2)
+        return np.stack([_ratio(_cosine, *one) for one in zip(self.inners, self.rows, own, strict=True)])
 
     @property
     def off_block_fraction(self) -> Estimate:
@@ -52,10 +85,7 @@ class BlockDiagonal:
         return ratio_estimate(whole - inside, whole)
 
     def share(self, block: int) -> Estimate:
-        """||H_bb||_F^2 over that of the block's rows, a ratio of means: about cosine^2 and 1 - relative error^2.
-
-        The means of the ratios over probes, as in the paper, differ from it where single probes vary much.
-        """
+        """||H_bb||_F^2 over that of the block's rows, a ratio of means: about cosine^2 and 1 - relative error^2."""
         return ratio_estimate(self.squared_norms[:, block, block], self.rows[:, block])
 
     def coupling(self) -> Coupling:
@@ -86,7 +116,7 @@ def blockdiag(
     Raises FloatingPointError where a product is not finite.
     """
     space, count = operator.space, len(blocks)
-    relative, cosine = np.empty((probes, count)), np.empty((probes, count))
+    differences, inners = np.empty((probes, count)), np.empty((probes, count))
     squares, linearity = np.empty((probes, count, count)), np.empty(probes)
     rows = np.empty((probes, count))
     members = [sorted(block) for block in blocks]
@@ -104,20 +134,36 @@ def blockdiag(
             own, cross = space.inners(masked, masked), space.inners(whole, masked)
             squares[i, :, b] = [own[m].sum() for m in members]
             space.axpy(-1.0, masked, rest)
-            inside, total, both = own[members[b]].sum(), rows[i, b], cross[members[b]].sum()
+            inners[i, b] = cross[members[b]].sum()
             # ||x - y||^2 from its three inner products would lose what a relative error near 0 consists of.
             space.axpy(-1.0, whole, masked)
-            difference = space.inners(masked, masked)[members[b]].sum()
-            relative[i, b] = np.sqrt(difference / total) if total > 0 else np.nan
-            # Where the block alone gives nothing it explains nothing: 0, and not left out of the mean.
-            cosine[i, b] = 0.0 if total > 0 else np.nan
-            if inside > 0 and total > 0:
-                cosine[i, b] = both / np.sqrt(inside * total)
+            differences[i, b] = space.inners(masked, masked)[members[b]].sum()
             on_event(Advanced("blockdiag", i * (count + 1) + b + 2))
         norm = np.sqrt(whole_squares.sum())
         linearity[i] = space.norm(rest) / norm if norm > 0 else 0.0
     on_event(Finished("blockdiag"))
-    return BlockDiagonal(relative, cosine, rows, squares, linearity)
+    return BlockDiagonal(differences, inners, rows, squares, linearity)
+
+
+def _ratio(form: Callable[..., np.ndarray], top: np.ndarray, rows: np.ndarray, *others: np.ndarray) -> np.ndarray:
+    """The figure of sums (..., blocks); nan where a block's rows have no product."""
+    alive = rows > 0
+    below = np.where(alive, rows, 1.0)
+    return np.where(alive, form(top / below, *(other / below for other in others)), np.nan)
+
+
+def _cosine(inner: np.ndarray, own: np.ndarray) -> np.ndarray:
+    return np.where(own > 0, inner / np.sqrt(np.where(own > 0, own, 1.0)), 0.0)
+
+
+def _ratios(form: Callable[..., np.ndarray], *draws: np.ndarray) -> Jackknifed:
+    """The figure of the sums over probes, and of the sums with one probe left out."""
+
+    def figure(kept: np.ndarray) -> np.ndarray:
+        return _ratio(form, *(d[kept].sum(axis=0) for d in draws))
+
+    every = np.arange(len(draws[0]))
+    return Jackknifed(figure(every), np.stack([figure(np.delete(every, i)) for i in every]), form is _cosine)
 
 
 def _masked_products(operator: LinearOperator[V], v: V, blocks: list[frozenset[int]]) -> Iterator[V]:

@@ -121,7 +121,8 @@ def _run(problem: _Problem[V], dampings: Sequence[float], on_event: OnEvent) -> 
                 courses.remove(course)
                 iteration.drop(course.damping)
         slowest = max((c.residuals[-1] for c in courses), default=0.0)
-        on_event(Advanced("solve", iteration.num_matvecs, f"residual {slowest:.1e}" if courses else ""))
+        words = f"residual {slowest:.1e}" if courses else ""
+        on_event(Advanced("solve", iteration.num_matvecs, words, {"residual": slowest} if courses else {}))
     return found
 
 

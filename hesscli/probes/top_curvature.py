@@ -57,8 +57,8 @@ def top_curvature(
     on_event(Started("eigenvectors", None))
     while state.num_matvecs < MOST_STEPS and not state.exhausted:
         state.expand(operator)
-        on_event(Advanced("eigenvectors", state.num_matvecs))
         ritz = state.ritz()
+        on_event(Advanced("eigenvectors", state.num_matvecs, values=state.last_step(ritz)))
         top = slice(-count, None)
         enough = state.num_matvecs > count and state.num_matvecs >= 2 * count
         if enough and (ritz.residual_norms[top] <= _TOLERANCE * np.abs(ritz.values[top])).all():

@@ -1,6 +1,6 @@
 """Extreme eigenpairs by restarted Lanczos, certified by products of their own, and searched for what was missed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -142,7 +142,7 @@ def topk(
         for i in places
     ]
     if status is Status.CONVERGED and not all(p.converged for p in pairs):
-        status = Status.BUDGET_SPENT
+        status = Status.NOT_CERTIFIED
     return TopK(
         tuple(pairs),
         target.ends(len(bars))[1],
@@ -206,5 +206,5 @@ def _forms(
     return np.concatenate([quadratic_forms([basis.vector(i) for i in some]) for some in together], axis=1)
 
 
-def _advance(on_event: OnEvent, stage: str, done: int, detail: str) -> None:
-    on_event(Advanced(stage, done, detail))
+def _advance(on_event: OnEvent, stage: str, done: int, detail: str, values: Mapping[str, float]) -> None:
+    on_event(Advanced(stage, done, detail, values))

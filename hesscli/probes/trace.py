@@ -40,6 +40,8 @@ class Trace(Generic[V]):
     """Products that went into the exact part."""
     num_probes: int
     """Products, and for XTrace vectors, that sampled the rest."""
+    rounding: float
+    """What keeping the basis in fewer digits leaves open: of the trace this share of ||H||_F, of ||H||_F^2 twice."""
 
 
 def trace(
@@ -76,7 +78,7 @@ def trace(
     if method == "xtrace":
         found = xtrace(operator, vectors=max(1, budget // 2), seed=seed, tick=tick)
         on_event(Finished("trace"))
-        return _exchangeable(found, space.dimension, budget // 2)
+        return _exchangeable(found, space.dimension, budget // 2, space.basis().rounding)
     sums = DiagonalSums(space) if diagonal else None
     known = _known(operator, method, steps, budget, seed, sums, tick)
     count = probes if method == "krylov" else max(1, budget - known.num_matvecs)
@@ -131,10 +133,11 @@ def _deflated(
         dimension,
         known.num_matvecs,
         len(draws.parts),
+        known.skew,
     )
 
 
-def _exchangeable(found: LeaveOneOut, dimension: int, vectors: int) -> Trace[V]:
+def _exchangeable(found: LeaveOneOut, dimension: int, vectors: int, rounding: float) -> Trace[V]:
     if found.complete:
         exact = (float(found.traces[0]), float(found.known_squares[0]))
         whole, norm = (Estimate(x, 0.0, (x, x), 0) for x in exact)
@@ -142,4 +145,4 @@ def _exchangeable(found: LeaveOneOut, dimension: int, vectors: int) -> Trace[V]:
         rest, inflation = dimension - vectors + 1, _XTRACE_INFLATION
         whole = trace_estimate(found.traces, found.forms, found.squares, dimension=rest, share=1.0, inflation=inflation)
         norm = positive_estimate(found.known_squares, found.full_squares, inflation=inflation)
-    return Trace(whole, norm, (), (), None, dimension, found.num_matvecs, vectors)
+    return Trace(whole, norm, (), (), None, dimension, found.num_matvecs, vectors, rounding)

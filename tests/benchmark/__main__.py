@@ -1,6 +1,6 @@
 """What products and probes cost, beside other libraries, as Markdown tables.
 
-Usage: python tests/benchmark [--what products|probes|all] [--model demo|8m|all] [--repeats N] [--threads N]
+Usage: python tests/benchmark [--what products|probes|scaling|all] [--model demo|8m|all] [--repeats N] [--threads N]
        [--cpu-time]
 """
 
@@ -13,6 +13,7 @@ import time
 import blockdiag_cost
 import eigenpairs
 import lanczos_cost
+import scaling
 import torch
 from measuring import cells, measure
 from subjects import SUBJECTS
@@ -25,7 +26,7 @@ _COLUMNS = ["model", "product", "seconds", "gradients", "min..max", "relative di
 
 def _arguments():
     parser = argparse.ArgumentParser(prog="tests/benchmark", description=__doc__.splitlines()[0])
-    parser.add_argument("--what", choices=["products", "probes", "all"], default="all")
+    parser.add_argument("--what", choices=["products", "probes", "scaling", "all"], default="all")
     parser.add_argument("--model", choices=[*SUBJECTS, "all"], default="all")
     parser.add_argument("--repeats", type=int, default=7, help="turns of the products; the median is shown")
     parser.add_argument("--threads", type=int, help="torch's threads; its own choice if left out")
@@ -75,9 +76,12 @@ def main():
     clock = time.process_time if arguments.cpu_time else time.perf_counter
     subjects = [SUBJECTS[name]() for name in chosen]
     good = True
-    if arguments.what != "probes":
+    if arguments.what in ("scaling", "all"):
+        rows = [row for name in chosen for row in scaling.scaling_rows(name, arguments.repeats, say=_say)]
+        write_table(scaling.COLUMNS, rows, scaling.LEGEND)
+    if arguments.what in ("products", "all"):
         good = _products(subjects, arguments.repeats, clock)
-    if arguments.what != "products":
+    if arguments.what in ("probes", "all"):
         _probes(subjects, clock)
     for subject in subjects:
         sys.stdout.write(f"- {subject}\n")

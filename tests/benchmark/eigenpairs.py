@@ -27,9 +27,9 @@ COLUMNS = ["model", "method", "products", "seconds", "worst relative residual", 
 _K, _ACCURACY, _BUDGET = 5, 1e-3, 400
 _ROWS = 4  # of the subject's batch: power iteration spends the whole budget
 LEGEND = [
-    f"{_ROWS} rows of the slice; the {_K} eigenvalues of largest size to ||Hv - (v.Hv) v|| <= {_ACCURACY:g} |v.Hv|, "
-    f"within {_BUDGET} products; a peer's residuals are measured by hess's exact product on its vectors, and are not "
-    "in its seconds",
+    f"on the first {_ROWS} rows of the batch that is named below",
+    f"the {_K} eigenvalues of largest size to ||Hv - (v.Hv) v|| <= {_ACCURACY:g} |v.Hv|, within {_BUDGET} products; "
+    "a peer's residuals are measured by hess's exact product on its vectors, and are not in its seconds",
     "hess counts what its bars cost: a product for each pair and two guards, and a search for what was missed; "
     "it says itself when to stop. The peers' settings: the fewest steps of 20, 30, .. that suffice for Lanczos; "
     f"tolerances of {_ACCURACY:g}, then an eighth of it, for hessian-eigenthings' power iteration; 1e-3, then none, "

@@ -69,6 +69,7 @@ def demo():
         placement="auto",
         device_map={"": "cpu"},
         max_memory=None,
+        offload_dir=None,
         trust_remote_code=False,
         allow_pickle=False,
         offline=True,

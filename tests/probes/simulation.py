@@ -14,7 +14,8 @@ class FastSpace:
 
     epsilon = float(np.finfo(np.float64).eps)
 
-    def __init__(self, sizes):
+    def __init__(self, sizes, *, kept="float64"):
+        self.kept = kept
         self.starts = np.cumsum([0, *sizes[:-1]])
         self.sizes = np.array(sizes)
         self.dimension = int(self.sizes.sum())
@@ -53,13 +54,30 @@ class FastSpace:
     def restrict(self, v, parts):
         return v * np.isin(self.owner, list(parts))
 
-    def basis(self):
-        return FastBasis(self.dimension)
+    def basis(self, *, exact=False):
+        return FastBasis(self.dimension, "float64" if exact else self.kept)
+
+
+def _to_eight_bits(v):
+    """As bfloat16 keeps them."""
+    mantissas, exponents = np.frexp(v)
+    return np.ldexp(np.rint(mantissas * 256) / 256, exponents)
+
+
+def _to_codes(v):
+    """As int8 with a scale for each 256 entries keeps them."""
+    groups = np.pad(v, (0, -len(v) % 256)).reshape(-1, 256)
+    scales = np.abs(groups).max(axis=1, keepdims=True) / 127
+    return (np.rint(groups / np.maximum(scales, 1e-300)) * scales).ravel()[: len(v)]
+
+
+_ROUND = {"float64": (lambda v: v, 0.0), "bfloat16": (_to_eight_bits, 2.0**-9), "int8": (_to_codes, 2.0**-7)}
 
 
 class FastBasis:
-    def __init__(self, dimension):
+    def __init__(self, dimension, kept):
         self._rows, self._length = np.zeros((4, dimension)), 0
+        self._round, self.rounding = _ROUND[kept]
 
     def __len__(self):
         return self._length
@@ -67,7 +85,7 @@ class FastBasis:
     def append(self, v):
         if self._length == len(self._rows):
             self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
-        self._rows[self._length] = v
+        self._rows[self._length] = self._round(v)
         self._length += 1
 
     def vector(self, i):
@@ -79,15 +97,24 @@ class FastBasis:
     def subtract(self, coefficients, v):
         v -= coefficients @ self._rows[: self._length]
 
+    def subtract_then_inner(self, coefficients, v):
+        self.subtract(coefficients, v)
+        return self.inner(v)
+
     def combine(self, coefficients):
         return list((coefficients.T @ self._rows[: self._length]).copy())
+
+    def recombine(self, coefficients):
+        rows, self._length = coefficients.T @ self._rows[: self._length], 0
+        for row in rows:
+            self.append(row)
 
 
 class FastOperator:
     """A dense symmetric matrix, counting its products."""
 
-    def __init__(self, matrix, sizes):
-        self.matrix, self.space, self.num_matvecs = matrix, FastSpace(sizes), 0
+    def __init__(self, matrix, sizes, *, kept="float64"):
+        self.matrix, self.space, self.num_matvecs = matrix, FastSpace(sizes, kept=kept), 0
 
     def matvec(self, v):
         self.num_matvecs += 1
@@ -97,11 +124,11 @@ class FastOperator:
         return [self.matvec(v) for v in vs]
 
 
-def operator_with(eigenvalues, *, sizes=None, seed=0):
+def operator_with(eigenvalues, *, sizes=None, seed=0, kept="float64"):
     """A dense operator with these eigenvalues and random eigenvectors."""
     n = len(eigenvalues)
     q, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((n, n)))
-    return FastOperator((q * np.asarray(eigenvalues)) @ q.T, sizes or [n // 3, 1, n - n // 3 - 1])
+    return FastOperator((q * np.asarray(eigenvalues)) @ q.T, sizes or [n // 3, 1, n - n // 3 - 1], kept=kept)
 
 
 SPECTRA = {

@@ -8,7 +8,7 @@ from hesscli.curvature.selection import partition_by_globs
 from hesscli.errors import UsageError
 from hesscli.events import ignore
 from hesscli.linalg.statistics import Estimate
-from hesscli.probes.blockdiag import blockdiag
+from hesscli.probes.blockdiag import BlockDiagonal, blockdiag
 from hesscli.probes.top_curvature import top_curvature
 from hesscli.recipe.blocks import load_blocks
 
@@ -42,6 +42,39 @@ def test_intervals_of_block_norms_cover_and_are_not_idly_wide(spectrum):
     covered, widths, _ = simulate(run, np.array([*truth_cells, *shares, outside]))
     assert (covered >= LEAST).all(), covered
     assert (widths <= WIDEST).all(), widths
+
+
+@pytest.mark.parametrize("probes", [4, 10])
+@pytest.mark.parametrize("spectrum", ["language model", "flat"])
+def test_relative_error_and_cosine_cover_the_roots_of_shares(spectrum, probes):
+    # Of the matrix: 1 - relative error^2 = cosine^2 = ||H_bb||_F^2 / sum_a ||H_ba||_F^2, for each block.
+    operator = operator_with(SPECTRA[spectrum], sizes=SIZES)
+    squares = squares_of(operator)
+    shares = np.diag(squares) / squares.sum(axis=1)
+    relative, cosines = np.sqrt(1 - shares), np.sqrt(shares)
+
+    def run(seed):
+        result = blockdiag(operator, blocks=BLOCKS, probes=probes, seed=seed, on_event=ignore)
+        error, cosine = result.relative_error, result.cosine
+        blocks = [figures.at(b) for figures in (error, cosine) for b in (0, 1)]
+        return [*blocks, error.mean(), cosine.mean()]
+
+    truths = np.array([*relative, *cosines, relative.mean(), cosines.mean()])
+    covered, widths, _ = simulate(run, truths)
+    assert (covered >= LEAST).all(), covered
+    assert (widths <= (WIDEST if probes == 10 else 2 * WIDEST)).all(), widths
+
+
+def test_a_mean_of_ratios_is_another_number():
+    # Three probes weigh the rows a hundredfold, three do not: the mean of ratios counts all alike.
+    rows = np.array([100.0, 100, 100, 1, 1, 1])[:, None]
+    inside = np.array([50.0, 50, 50, 1, 1, 1])[:, None]
+    result = BlockDiagonal(rows - inside, inside, rows, inside[:, :, None], np.zeros(6))
+    assert result.relative_error.values == pytest.approx(np.sqrt(150 / 303))
+    assert result.cosine.values == pytest.approx(np.sqrt(153 / 303))
+    assert result.relative_errors.mean() == pytest.approx(np.sqrt(0.5) / 2)
+    alone = BlockDiagonal(*(x[:1] for x in (rows - inside, inside, rows, inside[:, :, None], np.zeros(6))))
+    assert alone.relative_error.mean().ci is None
 
 
 def test_the_top_curvature_is_that_of_the_dense_eigenvectors():

@@ -113,7 +113,7 @@ def test_an_outlier_that_the_probes_still_see_ends_the_tail():
     from hesscli.linalg.krylov.deflation import Outliers
     from hesscli.linalg.krylov.lanczos import Ritz
 
-    outliers = Outliers(np.arange(1.0, 11.0), np.zeros(10), operator_with(np.ones(5)).space.basis(), 0.0, 0.0)
+    outliers = Outliers(np.arange(1.0, 11.0), np.zeros(10), operator_with(np.ones(5)).space.basis(), 0.0, 0.0, 0.0, 0.0)
     rest = Ritz(np.array([0.0, 4.4]), np.array([0.1, 0.2]), np.ones(2) / 2, np.eye(2))
     assert module._largest_beyond(outliers, [rest]).tolist() == [5, 6, 7, 8, 9, 10]
 

@@ -142,9 +142,8 @@ def test_the_spread_over_blocks_is_covered_by_its_interval():
     pooled = np.sqrt(means.var() + 0.01**2)
     for _ in range(60):
         figures = means * rng.normal(1, 0.05, (5, 1)) + rng.normal(0, 0.01, (5, 20))
-        metric = blockdiag_metrics(
-            BlockDiagonal(figures, figures, figures, np.ones((5, 20, 20)), np.zeros(5)), noise=0.0
-        )["relative_error_std"]
+        result = BlockDiagonal(figures**2, figures, np.ones((5, 20)), np.ones((5, 20, 20)), np.zeros(5))
+        metric = blockdiag_metrics(result, noise=0.0)["cosine_std"]
         held += metric.ci[0] <= pooled * np.sqrt(20 / 19) <= metric.ci[1]
         assert metric.n == {"probes": 5, "blocks": 20}
     assert held >= 50

@@ -139,6 +139,16 @@ def test_a_basis_from_a_noisy_product_is_certified_with_the_exact_one(krylov_dim
         assert abs(pair.value - value) <= pair.bar < 0.15 * tolerance * value
 
 
+def test_pairs_that_converged_and_could_not_be_certified_are_not_for_more_steps():
+    spectrum = language_model_spectrum(4000)
+    noisy, exact = DiagonalOperator(spectrum, relative=1e-2), DiagonalOperator(spectrum)
+    result = run(noisy, k=3, which="largest", tolerance=1e-4, max_steps=60, basis_operator=exact)
+    assert result.num_steps < 60
+    assert result.status is Status.NOT_CERTIFIED
+    assert "--steps" not in result.status.value
+    assert not any(p.converged for p in result.pairs)
+
+
 def test_quadratic_forms_are_taken_on_the_certified_vectors():
     spectrum = language_model_spectrum(400)
     operator = DiagonalOperator(spectrum)

@@ -23,9 +23,9 @@ class DiagonalSums(Generic[V]):
         self.squares: V = space.zeros()
         """Squared deviations from the mean, summed over draws."""
 
-    def know(self, u: V, v: V) -> None:
-        """Add u * v to the exact part."""
-        self.space.axpy(1.0, self.space.multiply(u, v), self.known)
+    def know(self, u: V, v: V, factor: float) -> None:
+        """Add factor u * v to the exact part."""
+        self.space.axpy(factor, self.space.multiply(u, v), self.known)
 
     def draw(self, z: V, product: V) -> None:
         """Take in one draw z * product."""

@@ -4,7 +4,7 @@ One Krylov run misses an eigenvector that its start hardly has, and every furthe
 residual shows either.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -51,7 +51,7 @@ def find_missed(
     max_steps: int,
     capacity: int,
     seed: int,
-    on_step: Callable[[int, str], None],
+    on_step: Callable[[int, str, Mapping[str, float]], None],
 ) -> Completeness:
     """Look for eigenvalues beyond the k-th found at each wanted end, and append what is found to `basis`.
 
@@ -77,7 +77,7 @@ def find_missed(
         state, probes = LanczosState.start(space, start, reorthogonalise=True), probes + 1
         while state.num_matvecs < STEPS and not state.exhausted:
             state.expand(deflated)
-            on_step(spent + state.num_matvecs, f"probe {probes}")
+            on_step(spent + state.num_matvecs, f"probe {probes}", state.last_step(state.ritz()))
         room = max(STEPS + 2, capacity - len(basis))
         beyond = _converge(state, deflated, limits, target, budget - spent, room)
         spent += state.num_matvecs

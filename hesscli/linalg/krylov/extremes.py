@@ -1,6 +1,6 @@
 """The ends of a spectrum by Lanczos in bounded memory: which Ritz pairs are wanted, and when they are there."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -66,7 +66,7 @@ def run_to_ends(
     max_steps: int,
     capacity: int,
     seed: int,
-    on_step: Callable[[int, str], None],
+    on_step: Callable[[int, str, Mapping[str, float]], None],
 ) -> Status:
     """Expand until the wanted pairs have converged three steps in a row, at most `max_steps` products.
 
@@ -80,7 +80,7 @@ def run_to_ends(
         ritz = state.ritz()
         radius, places = float(np.abs(ritz.values).max()), target.places(len(ritz.values))
         good = target.converged(ritz.values[places], ritz.residual_norms[places], radius=radius)
-        on_step(state.num_matvecs, f"{int(good.sum())} of {len(places)} pairs")
+        on_step(state.num_matvecs, f"{int(good.sum())} of {len(places)} pairs", state.last_step(ritz))
         enough = good.all() and state.num_matvecs >= min(2 * target.k, space.dimension)
         reach = state.reach(target.signs) if enough else None
         quiet = quiet + 1 if reach is not None and reach <= _REACH * radius else 0

@@ -61,8 +61,8 @@ class LanczosState(Generic[V]):
     """A Krylov run between two products.
 
     `current` is the next vector to be multiplied, of unit length. Vectors held: two, and the basis if there
-    is one; the product makes a third. `alphas`, `betas` and `coefficients` are of the steps since the last
-    restart.
+    is one; the product makes a third. Beside a basis that is not rounded the second is not held. `alphas`,
+    `betas` and `coefficients` are of the steps since the last restart.
     """
 
     space: Space[V]
@@ -79,6 +79,9 @@ class LanczosState(Generic[V]):
     restarted: Restarted = _NEVER
     meter: list[tuple[float, float]] = field(default_factory=list)
     """beta_{j-1} and v_{j-1}.H v_j of each pair of steps: see `noise`."""
+    slip: float = 0.0
+    """The most that a rounded basis has put into a product of a unit vector, in length: what it does to T is noise
+    of this size."""
 
     @classmethod
     def start(cls, space: Space[V], v: V, *, reorthogonalise: bool) -> "LanczosState[V]":
@@ -120,19 +123,45 @@ class LanczosState(Generic[V]):
             self.exhausted = True
             return
         space.scale(1.0 / beta, w)
-        self.previous, self.current = (self.current if self.basis is None else None), w
+        near = self.basis is None or self.basis.rounding > 0
+        self.previous, self.current = (self.current if near else None), w
+
+    def store(self) -> V:
+        """Put the current vector into the basis before its product, and go on from what the basis keeps of it."""
+        assert self.basis is not None
+        self.basis.append(self.current)
+        if self.basis.rounding:
+            self.current = self.basis.vector(len(self.basis) - 1)
+        return self.current
 
     def _orthogonalise(self, w: V, basis: Basis[V]) -> float:
-        basis.append(self.current)
+        if len(basis) == len(self.restarted.coupling) + len(self.alphas):
+            basis.append(self.current)
+        near = self._nearest(w) if basis.rounding else np.zeros(0)
         h = basis.inner(w)
-        basis.subtract(h, w)
-        again = basis.inner(w)
+        again = basis.subtract_then_inner(h, w)
         basis.subtract(again, w)
         column = h + again
+        if len(near):
+            if len(near) == min(2, len(column)):
+                self.slip = max(self.slip, float(np.linalg.norm(column)))
+            column[-len(near) :] += near
         if self.betas and self.betas[-1] > 0:
             self.meter.append((self.betas[-1], float(column[-2])))
         self.coefficients.append(column)
         return float(column[-1])
+
+    def _nearest(self, w: V) -> np.ndarray:
+        """Take the previous vector and the current one out of w at their full width, and return their coefficients.
+
+        They are nearly all that a product has inside the basis: of what is rounded only rounding is left to remove.
+        """
+        near = [v for v in (self.previous, self.current) if v is not None]
+        coefficients = []
+        for v in near:
+            coefficients.append(self.space.inner(v, w))
+            self.space.axpy(-coefficients[-1], v, w)
+        return np.array(coefficients)
 
     def _three_term(self, w: V) -> float:
         if self.previous is not None:
@@ -156,7 +185,7 @@ class LanczosState(Generic[V]):
         if left <= 1e3 * self.space.epsilon * norm:
             return False
         self.space.scale(1.0 / left, current)
-        self.current, self.exhausted = current, False
+        self.current, self.previous, self.exhausted = current, None, False
         return True
 
     def projection(self) -> tuple[np.ndarray, np.ndarray]:
@@ -184,6 +213,11 @@ class LanczosState(Generic[V]):
         values, vectors = np.linalg.eigh(g, UPLO="L")  # below the diagonal stands what a symmetric product gives
         return Ritz(values, np.abs(last @ vectors), np.full(len(values), np.nan), vectors)
 
+    def last_step(self, ritz: Ritz) -> dict[str, float]:
+        """What the last step came to, given its Ritz values: beta, and the pair with the largest value. 0 products."""
+        leading, residual = float(ritz.values[-1]), float(ritz.residual_norms[-1])
+        return {"beta": self.betas[-1], "leading_value": leading, "leading_residual": residual}
+
     def polynomial(self) -> ResidualPolynomial:
         """The polynomial in H that takes the first vector to the current one."""
         with np.errstate(divide="ignore"):
@@ -209,7 +243,7 @@ class LanczosState(Generic[V]):
 
         An exact symmetric product has v_{j-1}.H v_j = beta_{j-1}; an error e makes it fall short by |e|^2 / beta,
         since beta has the error's length in it. Rounding of an exact product alone reads as sqrt(eps): what is not
-        well above that is given as 0.
+        well above that, or above what a rounded basis does, is given as 0.
         """
         if not self.meter:
             return 0.0
@@ -217,7 +251,7 @@ class LanczosState(Generic[V]):
         # The error's component along v weighs with beta: so each pair weighs with 1 / beta^2.
         square = float(((betas - gammas) / betas).sum() / (betas**-2.0).sum())
         eta = float(np.sqrt(max(0.0, square)))
-        return eta if eta > _METER_FLOOR * np.sqrt(self.space.epsilon) * self.scale else 0.0
+        return eta if eta > max(_METER_FLOOR * np.sqrt(self.space.epsilon) * self.scale, self.slip) else 0.0
 
     def orthogonality_loss(self) -> float:
         """The largest |v_i . v_m| for the last basis vector; 0 without a basis."""

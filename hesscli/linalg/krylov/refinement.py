@@ -11,7 +11,7 @@ V = TypeVar("V")
 
 # Of the largest |y.Hy|. The errors have a little of every large eigenvector, which a product makes larger by
 # their ratio of eigenvalues: below this share the product would do more harm than good.
-_SMALLEST = 1e-2
+SMALLEST = 1e-2
 
 
 def refined(operator: LinearOperator[V], basis: Basis[V]) -> Basis[V]:
@@ -30,7 +30,7 @@ def refined(operator: LinearOperator[V], basis: Basis[V]) -> Basis[V]:
         sizes.append(abs(space.inner(y, w)))
         products.append(w)
     for i, size in enumerate(sizes):
-        out.append(products.vector(i) if size >= _SMALLEST * max(sizes) and size > 0 else basis.vector(i))
+        out.append(products.vector(i) if size >= SMALLEST * max(sizes) and size > 0 else basis.vector(i))
     gram = np.array([out.inner(out.vector(i)) for i in range(len(out))])
     lengths = np.sqrt(np.diag(gram))
     factor = np.linalg.cholesky((gram + gram.T) / 2 / np.outer(lengths, lengths))

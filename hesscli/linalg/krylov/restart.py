@@ -45,7 +45,7 @@ def thick_restart(state: LanczosState[V], *, low: int, high: int) -> None:
         dropped=np.concatenate([state.restarted.dropped, ritz.values[dropped]]),
         log_betas=log_betas,
     )
-    state.alphas, state.betas, state.coefficients = [], [], []
+    state.alphas, state.betas, state.coefficients, state.previous = [], [], [], None
 
 
 def _schur_vectors(g: np.ndarray, low: int, high: int) -> np.ndarray:

@@ -65,9 +65,9 @@ def low_rank(operator: LinearOperator[V], *, steps: int, seed: int, on_event: On
     on_event(Started("precondition", steps))
     while state.num_matvecs < steps and not state.exhausted:
         state.expand(operator)
-        on_event(Advanced("precondition", state.num_matvecs))
+        on_event(Advanced("precondition", state.num_matvecs, values=state.last_step(state.ritz())))
     on_event(Finished("precondition"))
-    outliers = converged_outliers(state, tolerance=_PAIR_TOLERANCE)
+    outliers = converged_outliers(operator, state, tolerance=_PAIR_TOLERANCE)
     return LowRank(space, outliers.values, outliers.basis)
 
 

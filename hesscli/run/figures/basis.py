@@ -10,11 +10,11 @@ from hesscli.checkpoint.memory import available_bytes
 from hesscli.errors import DoesNotFitError
 from hesscli.linalg.krylov.extremes import smallest_capacity
 from hesscli.linalg.space import ParameterSpace
-from hesscli.linalg.storage import ROWS, BasisStorage
+from hesscli.linalg.storage import BasisStorage
 from hesscli.recipe import Recipe
 
 # A basis may take this part of what is free; the graph and the vectors of the product have the rest.
-_SHARE = 0.4
+SHARE = 0.4
 _REMEDY = "use --basis host or disk, --basis-dtype bfloat16 or int8, or choose fewer --params"
 
 
@@ -31,10 +31,12 @@ def basis_fits(space: ParameterSpace, count: int) -> bool:
 def room_for(space: ParameterSpace) -> int:
     """The number of basis vectors that fit beside what is held now."""
     storage, needed = space.storage, dict[torch.device | None, int]()
-    for device, numel in zip(space.devices, space.numels, strict=True):
+    for device, numel in zip(space.devices, space.local_numels, strict=True):
         home = {"device": device, "host": torch.device("cpu"), "disk": None}[storage.place]
         needed[home] = needed.get(home, 0) + storage.vector_bytes(numel, space.dtype)
-    return min(int(_SHARE * _free(home, storage)) // size for home, size in needed.items())
+    # A rank may hold no row of anything; the others then know.
+    room = min(int(SHARE * _free(home, storage)) // max(1, size) for home, size in needed.items())
+    return space.ranks.least(room)
 
 
 def _free(home: torch.device | None, storage: BasisStorage) -> int:
@@ -63,4 +65,4 @@ def krylov_dim_of(recipe: Recipe, space: ParameterSpace, *, steps: int) -> int |
     if room < least:
         what = f"{estimator.k} pairs need {least} basis vectors, of which {room} fit in memory"
         raise DoesNotFitError("estimator.k", what, f"lower --k, or {_REMEDY}")
-    return max(least, room // ROWS * ROWS)  # they are allocated by the block
+    return max(least, room)

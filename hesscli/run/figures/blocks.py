@@ -6,7 +6,7 @@ import numpy as np
 
 from hesscli.curvature.selection import Block
 from hesscli.linalg.space import ParameterSpace
-from hesscli.linalg.statistics import mean_estimate, spread_estimate
+from hesscli.linalg.statistics import Jackknifed, spread_estimate
 from hesscli.probes.blockdiag import BlockDiagonal
 from hesscli.probes.top_curvature import TopCurvature
 from hesscli.report import schema
@@ -17,10 +17,13 @@ LINEARITY_LIMIT = 0.05
 
 
 def blockdiag_metrics(result: BlockDiagonal, *, noise: float) -> Metrics:
-    """Means over blocks with intervals over probes, their spread, and the share of ||H||_F^2 outside blocks."""
+    """Means over blocks with intervals over probes, their spread, and the share of ||H||_F^2 outside blocks.
+
+    The spread is that of the figures of single probes, as the paper has it.
+    """
     out = {
-        "relative_error": _over_blocks(result.relative_errors, noise),
-        "cosine": _over_blocks(result.cosines, noise),
+        "relative_error": _over_blocks(result.relative_error, noise),
+        "cosine": _over_blocks(result.cosine, noise),
         "relative_error_std": _spread(result.relative_errors),
         "cosine_std": _spread(result.cosines),
         "off_block_fraction": sampled(result.off_block_fraction, precision=2 * noise),
@@ -32,14 +35,15 @@ def blockdiag_metrics(result: BlockDiagonal, *, noise: float) -> Metrics:
 def blockdiag_blocks(
     result: BlockDiagonal, blocks: Sequence[Block], space: ParameterSpace, *, noise: float
 ) -> list[schema.Block]:
-    """Relative error and cosine of each block, means over probes, and its share of its rows' squares."""
+    """Relative error and cosine of each block, ratios of means over probes, and its share of its rows' squares."""
+    error, cosine = result.relative_error, result.cosine
     return [
         schema.Block(
             name=block.name,
             num_parameters=sum(space.numels[p] for p in block.parts),
             metrics={
-                "relative_error": sampled(mean_estimate(result.relative_errors[:, i]), precision=noise),
-                "cosine": sampled(mean_estimate(result.cosines[:, i]), precision=noise),
+                "relative_error": sampled(error.at(i), precision=noise),
+                "cosine": sampled(cosine.at(i), precision=noise),
                 "share": sampled(result.share(i), precision=2 * noise),
             },
         )
@@ -73,12 +77,11 @@ def top_block_curvature(found: TopCurvature, *, noise: float) -> schema.TopCurva
     )
 
 
-def _over_blocks(figures: np.ndarray, noise: float) -> schema.Metric:
-    alive = np.isfinite(figures).all(axis=0)
-    if not alive.any():
+def _over_blocks(figures: Jackknifed, noise: float) -> schema.Metric:
+    if not figures.alive.any():
         return schema.Metric(value=None, reason="the product is zero in every block")
-    metric = sampled(mean_estimate(figures[:, alive].mean(axis=1)), precision=noise)
-    metric.n["blocks"] = int(alive.sum())
+    metric = sampled(figures.mean(), precision=noise)
+    metric.n["blocks"] = int(figures.alive.sum())
     return metric
 
 

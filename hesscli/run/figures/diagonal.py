@@ -1,8 +1,10 @@
 """The sampled diagonal as a file, a mean for each tensor, and an honest word about single entries."""
 
+import numpy as np
 import torch
 from scipy.special import stdtrit
 
+from hesscli.distributed import ranks
 from hesscli.events import Warned
 from hesscli.linalg.estimators.diagonal import DiagonalSums
 from hesscli.linalg.space import ParameterSpace, ParameterVector
@@ -33,7 +35,8 @@ def diagonal_file(sums: DiagonalSums[ParameterVector]) -> tuple[VectorFile, floa
         values.append(value)
         errors.append(error)
     metadata = {"what": "diagonal of the matrix and one standard error of each entry", "probes": str(sums.count)}
-    return VectorFile(FILE, {"": values, "standard_error": errors}, metadata), found / sums.space.dimension
+    share = float(ranks().sum(np.array([found]))[0]) / sums.space.dimension
+    return VectorFile(FILE, {"": values, "standard_error": errors}, metadata), share
 
 
 def resolved_metric(share: float, count: int) -> schema.Metric:

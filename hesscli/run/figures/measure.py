@@ -25,10 +25,25 @@ from hesscli.run.figures.blocks import (
     coupling,
     top_block_curvature,
 )
-from hesscli.run.figures.data_error import add_to_trace
+from hesscli.run.figures.data_error import (
+    Groups,
+    add_data,
+    add_to_ends,
+    add_to_moments,
+    add_to_radius,
+    groups_of,
+    say_not_measured,
+)
+from hesscli.run.figures.data_error_blocks import (
+    BLOCK_METRICS,
+    add_to_blocks,
+    add_to_forms,
+    block_squares_without_one,
+)
 from hesscli.run.figures.diagonal import diagonal_file, few_resolved, resolved_metric, tensor_means
 from hesscli.run.figures.metrics import Metrics, density_metrics, topk_metrics, trace_blocks, trace_metrics
 from hesscli.run.figures.pairs import eigenpairs, measure_pairs
+from hesscli.run.figures.samples import blockdiag_samples, density_samples, pair_samples, trace_samples
 from hesscli.run.figures.solutions import solution_files, solve_status, solve_systems, solve_warnings
 from hesscli.run.figures.solve import LOW_RANK_STEPS, floor_of, preconditioner_of, right_hand_side, solver_of
 from hesscli.run.observed import ObservedOperator
@@ -42,6 +57,7 @@ class Findings:
 
     estimator: dict[str, Any]
     metrics: Metrics = field(default_factory=dict)
+    samples: dict[str, schema.Samples] = field(default_factory=dict)
     eigenpairs: list[schema.Eigenpair] = field(default_factory=list)
     spectrum: schema.Spectrum | None = None
     blocks: list[schema.Block] = field(default_factory=list)
@@ -60,9 +76,7 @@ def measure(
 
     Raises FloatingPointError where a product is not finite.
     """
-    storage = subject.risk.space.storage = storage_of(recipe)
-    if recipe.probe in ("density", "trace"):  # topk certifies its pairs; here a rounded basis enters the figures
-        noise = max(noise, storage.rounding)
+    subject.risk.space.storage = storage_of(recipe)
     run = {"topk": _topk, "density": _density, "trace": _trace, "blockdiag": _blockdiag, "solve": _solve}[recipe.probe]
     return run(recipe, subject, operator, noise, on_event)
 
@@ -70,7 +84,7 @@ def measure(
 def estimator_settings(recipe: Recipe) -> dict[str, Any]:
     """The settings that a probe runs with, as they stand in the report and in the run's hash."""
     estimator = recipe.estimator
-    settings: dict[str, Any] = {"seed": estimator.seed}
+    settings: dict[str, Any] = {"seed": estimator.seed, "data_error": estimator.data_error}
     if recipe.probe not in ("topk", "solve"):
         settings["probes"] = recipe.budget("probes")
     if recipe.probe != "blockdiag":
@@ -100,11 +114,14 @@ def _topk(recipe: Recipe, subject: Subject, operator: ObservedOperator, noise: f
     result, spread, settings = measure_pairs(recipe, subject, operator, on_event)
     pairs = eigenpairs(result, spread, noise=noise)
     metrics = topk_metrics(result, noise=noise)
-    for name, pair in (("lambda_max", pairs[0]), ("lambda_min", pairs[-1])):
-        if name in metrics and pair.slice_error is not None:
-            metrics[name].errors.data, metrics[name].n["batches"] = pair.slice_error, spread.num_groups
-    findings = Findings(estimator_settings(recipe) | settings, metrics, pairs)
-    if result.status is Status.BUDGET_SPENT:
+    samples = pair_samples(metrics, spread)
+    for name, one in samples.items():
+        add_data(metrics, samples, name, np.array(one.data))
+    add_to_radius(metrics, samples)
+    why = "--data-error is off" if recipe.estimator.data_error == "off" else "the slice has too few rows"
+    say_not_measured(metrics, _ENDS, why)
+    findings = Findings(estimator_settings(recipe) | settings, metrics, samples, pairs)
+    if result.status in (Status.BUDGET_SPENT, Status.NOT_CERTIFIED):
         findings.status, findings.status_text = "not_converged", result.status.value
         missing = sum(not p.converged for p in result.pairs)
         on_event(Warned("not-converged", f"{missing} of {len(pairs)} pairs did not converge: {result.status.value}"))
@@ -125,6 +142,7 @@ def _density(recipe: Recipe, subject: Subject, operator: ObservedOperator, noise
     deflate = basis_fits(space, steps)
     if not deflate:
         on_event(_no_room("the outliers are sampled, not counted"))
+    groups = groups_of(subject, asked=settings["data_error"], on_event=on_event)
     result = density(
         operator,
         probes=settings["probes"],
@@ -135,15 +153,21 @@ def _density(recipe: Recipe, subject: Subject, operator: ObservedOperator, noise
         noise=noise,
         seed=settings["seed"],
         on_event=on_event,
+        quadratic_forms=None if groups is None else groups.forms(operator),
     )
-    settings |= {"steps_taken": result.num_steps, "deflated": result.num_deflated}
+    settings |= {"steps_taken": result.num_steps, "deflated": result.num_deflated, "basis": recipe.estimator.basis}
     if result.effective_dimension is not None:
         settings["effective_dimension_damping"] = result.effective_dimension.damping
-    findings = Findings(settings, density_metrics(result, noise=noise))
+    findings = Findings(settings, density_metrics(result, noise=noise), density_samples(result))
     if recipe.operator.kind != "hessian":
         why = "the matrix is positive semi-definite: no eigenvalue lies below zero"
         findings.metrics["negative_mass"] = schema.Metric(value=0.0, ci=(0.0, 0.0), reason=why)
-    add_to_trace(findings.metrics, subject, operator, seed=settings["seed"], on_event=on_event)
+    figures = (findings.metrics, findings.samples)
+    add_to_moments(*figures, groups, operator, seed=settings["seed"], on_event=on_event)
+    if groups is not None:
+        add_to_ends(*figures, groups, result.end_forms)
+    why = _why_no_data_error(settings, groups, "no vector of that end is held")
+    say_not_measured(findings.metrics, [*_MOMENTS, *_ENDS], why)
     findings.spectrum = schema.Spectrum(
         nodes=[q.values.tolist() for q in result.quadratures],
         weights=[q.weights.tolist() for q in result.quadratures],
@@ -153,6 +177,16 @@ def _density(recipe: Recipe, subject: Subject, operator: ObservedOperator, noise
         unresolved=schema.Unresolved(**asdict(result.unresolved)),
     )
     return findings
+
+
+_ENDS = ("lambda_max", "lambda_min", "spectral_radius")
+_MOMENTS = ("trace", "mean_eigenvalue", "frobenius_norm")
+
+
+def _why_no_data_error(settings: dict[str, Any], groups: Groups | None, otherwise: str) -> str:
+    if settings["data_error"] == "off":
+        return "--data-error is off"
+    return "the slice has too few rows" if groups is None else otherwise
 
 
 def _window(words: str) -> int | None:
@@ -189,12 +223,17 @@ def _trace(recipe: Recipe, subject: Subject, operator: ObservedOperator, noise: 
         on_event=on_event,
     )
     settings |= {"method": method, "products": {"basis": result.num_basis, "probes": result.num_probes}}
+    settings["basis"] = recipe.estimator.basis
     findings = Findings(
         settings,
-        trace_metrics(result, noise=noise),
-        blocks=trace_blocks(result, subject.blocks, space, noise=noise),
+        trace_metrics(result, noise=noise + result.rounding),
+        samples=trace_samples(result, subject.blocks, independent=method != "xtrace"),
+        blocks=trace_blocks(result, subject.blocks, space, noise=noise + result.rounding),
     )
-    add_to_trace(findings.metrics, subject, operator, seed=settings["seed"], on_event=on_event)
+    groups = groups_of(subject, asked=settings["data_error"], on_event=on_event)
+    figures = (findings.metrics, findings.samples)
+    add_to_moments(*figures, groups, operator, seed=settings["seed"], on_event=on_event)
+    say_not_measured(findings.metrics, _MOMENTS, _why_no_data_error(settings, groups, "the matrix is zero"))
     if result.diagonal is not None:
         file, share = diagonal_file(result.diagonal)
         if (warning := few_resolved(share)) is not None:
@@ -223,8 +262,19 @@ def _blockdiag(
         )
         return findings
     findings.metrics = blockdiag_metrics(result, noise=max(noise, worst))
+    findings.samples = blockdiag_samples(result, subject.blocks)
     findings.blocks = blockdiag_blocks(result, subject.blocks, subject.risk.space, noise=max(noise, worst))
     findings.coupling = coupling(result, subject.blocks)
+    groups = None
+    if settings["data_error"] == "on":
+        groups = groups_of(subject, asked="on", on_event=on_event)
+    if groups is not None:
+        squares = block_squares_without_one(groups, operator, parts, seed=settings["seed"], on_event=on_event)
+        add_to_blocks(findings.metrics, findings.samples, findings.blocks, squares)
+    why = f"--data-error on takes it, at {2 * len(parts)} products more"
+    if settings["data_error"] != "auto":
+        why = _why_no_data_error(settings, groups, "a product is zero")
+    say_not_measured(findings.metrics, BLOCK_METRICS, why)
     if settings["top"] and basis_fits(subject.risk.space, MOST_STEPS):
         found = top_curvature(operator, blocks=parts, count=settings["top"], seed=settings["seed"], on_event=on_event)
         top = [top_block_curvature(one, noise=max(noise, worst)) for one in found]
@@ -264,6 +314,12 @@ def _solve(recipe: Recipe, subject: Subject, operator: ObservedOperator, noise: 
         solutions, solver=settings["solver"], plain=plain, rhs_norm=rhs_norm, noise=noise, floor=floor_of(recipe)
     )
     findings = Findings(settings, systems[0].metrics)
+    groups = groups_of(subject, asked=settings["data_error"], on_event=on_event)
+    if groups is not None:
+        gradient = settings["rhs"] == "gradient"
+        add_to_forms(systems, findings.samples, solutions, groups, operator, gradient=gradient)
+    why = _why_no_data_error(settings, groups, "the solve has not converged")
+    say_not_measured(findings.metrics, ["quadratic_form"], why)
     findings.solve = schema.Solve(
         solver=settings["solver"],
         rhs=settings["rhs"],

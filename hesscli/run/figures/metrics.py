@@ -103,7 +103,7 @@ def _learning_rate(lambda_max: schema.Metric) -> schema.Metric:
 def moments(trace: Estimate, squared_frobenius: Estimate, *, dimension: int, noise: float) -> Metrics:
     """Trace, mean eigenvalue and Frobenius norm; noise e in a product z.e has size noise ||H||_F."""
     norm = float(np.sqrt(max(squared_frobenius.value, 0.0)))
-    metric = sampled(trace, precision=noise * norm)
+    metric = sampled(trace, precision=trace_precision(trace, squared_frobenius, noise=noise))
     return {
         "trace": metric,
         "mean_eigenvalue": scaled(metric, 1.0 / dimension),
@@ -111,11 +111,20 @@ def moments(trace: Estimate, squared_frobenius: Estimate, *, dimension: int, noi
     }
 
 
+def trace_precision(trace: Estimate, squared_frobenius: Estimate, *, noise: float) -> float:
+    """What a product's relative error does to the trace.
+
+    Errors that differ from product to product enter z.Hz as noise ||H||_F. One that all products share, such as that of
+    weights rounded to bfloat16, may enlarge every eigenvalue alike: then it is that share of the trace.
+    """
+    return noise * max(float(np.sqrt(max(squared_frobenius.value, 0.0))), abs(trace.value))
+
+
 def density_metrics(result: Density, *, noise: float) -> Metrics:
     """The moments, the ends, the share below zero and the effective rank."""
     high = max(((float(q.values[-1]), float(q.residual_norms[-1])) for q in result.quadratures), key=lambda p: p[0])
     low = min(((float(q.values[0]), float(q.residual_norms[0])) for q in result.quadratures), key=lambda p: p[0])
-    out = extremes(high, low, reach=result.reach, precision=result.smear)
+    out = extremes(high, low, reach=result.reach, precision=result.precision)
     out |= moments(result.trace, result.squared_frobenius, dimension=result.dimension, noise=noise)
     bounds = result.negative_mass_bounds
     mass = min(max(result.negative_mass.value, bounds[0]), bounds[1])
@@ -148,12 +157,12 @@ def trace_blocks(
     result: Trace[ParameterVector], blocks: Sequence[Block], space: ParameterSpace, *, noise: float
 ) -> list[schema.Block]:
     """The trace of each diagonal block."""
-    precision = noise * float(np.sqrt(max(result.squared_frobenius.value, 0.0)))
+    total = result.squared_frobenius
     return [
         schema.Block(
             name=block.name,
             num_parameters=sum(space.numels[p] for p in block.parts),
-            metrics={"trace": sampled(estimate, precision=precision)},
+            metrics={"trace": sampled(estimate, precision=trace_precision(estimate, total, noise=noise))},
         )
         for block, estimate in zip(blocks, result.blocks, strict=False)  # xtrace has none
     ]

@@ -1,7 +1,7 @@
 """The run of topk: its basis, its operators, and what the data's own spread does to each eigenvalue."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,17 +12,17 @@ from hesscli.data import Batch
 from hesscli.errors import UsageError
 from hesscli.events import Noted, OnEvent, Warned
 from hesscli.linalg.space import ParameterVector
-from hesscli.linalg.statistics import Estimate, ratio_estimate
+from hesscli.linalg.statistics import Estimate, ratio_estimate, ratios_without_one
 from hesscli.probes.topk import TopK, topk
 from hesscli.recipe import Recipe
 from hesscli.report import schema
 from hesscli.run.figures.basis import krylov_dim_of
-from hesscli.run.figures.data_error import FEWEST, GROUPS
+from hesscli.run.figures.data_error import GROUPS, groups_of
 from hesscli.run.figures.metrics import topk_precision
 from hesscli.run.observed import ObservedOperator
+from hesscli.run.retreat import RetreatingOperator
 from hesscli.run.setup import Subject
 from hesscli.run.slices import batches
-from hesscli.run.storage.product_log import ProductLog
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,8 @@ class Spread:
     on_slice: list[Estimate] | None
     held_out: list[Estimate] | None
     num_groups: int
+    without_one: list[np.ndarray]
+    """Of each pair, its quadratic form with each group of the slice left out; as empty as `on_slice`."""
 
 
 def measure_pairs(
@@ -44,10 +46,12 @@ def measure_pairs(
     estimator, space = recipe.estimator, subject.risk.space
     steps = recipe.budget("steps")
     krylov_dim = krylov_dim_of(recipe, space, steps=steps)
+    space.storage = replace(space.storage, capacity=krylov_dim)
     if krylov_dim is not None and estimator.krylov_dim is None:
         on_event(Noted(f"the basis is restarted at {krylov_dim} vectors: more do not fit in memory"))
-    cheap = _basis_operator(recipe, subject, operator.log)
-    groups = groups_of_rows(subject.risk.batches, at_least=GROUPS)
+    cheap = _basis_operator(recipe, subject, operator, on_event)
+    found_groups = groups_of(subject, asked=estimator.data_error, on_event=on_event)
+    groups = [] if found_groups is None else found_groups.batches
     others = groups_of_rows(_held_out(subject), at_least=GROUPS)
     result = topk(
         operator,
@@ -59,7 +63,7 @@ def measure_pairs(
         on_event=on_event,
         krylov_dim=krylov_dim,
         basis_operator=cheap,
-        quadratic_forms=_forms(subject, operator, groups, others) if len(groups) >= FEWEST or others else None,
+        quadratic_forms=_forms(subject, operator, groups, others) if groups or others else None,
     )
     settings: dict[str, object] = {
         "steps_taken": result.num_steps,
@@ -82,10 +86,6 @@ def measure_pairs(
         if not found.complete:
             what = "an eigenvalue may be missing among the pairs, or a copy of one: the probes could not settle it"
             on_event(Warned("completeness", what))
-    if len(groups) < FEWEST:
-        rows = "1 row" if len(groups) == 1 else f"{len(groups)} rows"
-        what = f"the slice has {rows} with a loss term: the error that the data makes is not estimated"
-        on_event(Warned("few-rows", what))
     return result, _spread(result, groups, others), settings
 
 
@@ -103,7 +103,9 @@ def eigenpairs(result: TopK, spread: Spread, *, noise: float) -> list[schema.Eig
     return pairs
 
 
-def _basis_operator(recipe: Recipe, subject: Subject, log: ProductLog | None) -> ObservedOperator | None:
+def _basis_operator(
+    recipe: Recipe, subject: Subject, certifying: ObservedOperator, on_event: OnEvent
+) -> ObservedOperator | None:
     """The operator that builds the basis, where it is another than the one that certifies."""
     product, risk = recipe.estimator.basis_product, subject.risk
     if product == "auto":
@@ -112,9 +114,12 @@ def _basis_operator(recipe: Recipe, subject: Subject, log: ProductLog | None) ->
         what = f"'{product}' is for the Hessian, not for {recipe.operator.kind}"
         raise UsageError("estimator.basis_product", what, "leave --basis-product out")
     if product == "finite-difference":  # one-sided: one gradient each, and its errors end with the basis
-        return ObservedOperator(FiniteDifferenceOperator(risk, scheme="forward"), risk.space, log=log)
+        differences = FiniteDifferenceOperator(risk, scheme="forward")
+        patient = RetreatingOperator(differences, risk, recipe=recipe, on_event=on_event)
+        return ObservedOperator(patient, risk.space, log=certifying.log, journal=certifying.journal)
     choice = choose_operator(risk, kind=recipe.operator.kind, product=product, seed=recipe.estimator.seed)
-    return ObservedOperator(choice.operator, risk.space, log=log)
+    patient = RetreatingOperator(choice.operator, risk, recipe=recipe, on_event=on_event)
+    return ObservedOperator(patient, risk.space, log=certifying.log, journal=certifying.journal)
 
 
 def _held_out(subject: Subject) -> Sequence[Batch]:
@@ -127,7 +132,7 @@ def _forms(
     subject: Subject, operator: ObservedOperator, groups: Sequence[Batch], others: Sequence[Batch]
 ) -> Callable[[Sequence[ParameterVector]], np.ndarray]:
     def forms(vectors: Sequence[ParameterVector]) -> np.ndarray:
-        with operator.counted(len(vectors) * (2 if others else 1)):
+        with operator.counted(len(vectors) * (bool(groups) + bool(others))):
             return batch_quadratic_forms(operator.observed, subject.risk, [*groups, *others], vectors)
 
     return forms
@@ -136,7 +141,7 @@ def _forms(
 def _spread(result: TopK, groups: Sequence[Batch], others: Sequence[Batch]) -> Spread:
     forms = result.quadratic_forms
     if forms is None:
-        return Spread(None, None, len(groups))
+        return Spread(None, None, len(groups), [])
 
     def estimates(rows: np.ndarray, batches: Sequence[Batch]) -> list[Estimate]:
         terms = np.array([b.num_terms for b in batches], dtype=np.float64)
@@ -144,7 +149,14 @@ def _spread(result: TopK, groups: Sequence[Batch], others: Sequence[Batch]) -> S
 
     inside, outside = forms[: len(groups)], forms[len(groups) :]
     return Spread(
-        estimates(inside, groups) if len(groups) >= FEWEST else None,
+        estimates(inside, groups) if groups else None,
         estimates(outside, others) if others else None,
         len(groups),
+        _without_one(inside, groups) if groups else [],
     )
+
+
+def _without_one(rows: np.ndarray, batches: Sequence[Batch]) -> list[np.ndarray]:
+    terms = np.array([b.num_terms for b in batches], dtype=np.float64)
+    found = [ratios_without_one(terms * column, terms) for column in rows.T]
+    return [one for one in found if one is not None]
