@@ -9,9 +9,17 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from hesscli.errors import UsageError
+from hesscli.recipe.matrix import SWEEP_KEYS, Values
 from hesscli.recipe.schema import PRESETS, PROBES, Recipe, is_read, unread
 
-Values = dict[str, Any]  # dotted path -> value
+
+class RecipeError(UsageError):
+    """Every fault of a recipe at once: `faults` has what is wrong and a remedy by dotted path, at least one."""
+
+    def __init__(self, faults: Mapping[str, tuple[str, str]]) -> None:
+        self.faults = dict(faults)
+        (field, (what, remedy)), *others = faults.items()
+        super().__init__(field, what, remedy + "".join(f"\nerror: {f}: {w}; {r}" for f, (w, r) in others))
 
 
 class StrictLoader(yaml.SafeLoader):
@@ -56,7 +64,7 @@ def parse_overrides(words: Sequence[str]) -> tuple[Values, list[str]]:
     removed = []
     for word in words:
         if word.startswith("~"):
-            if word[1:] not in known_paths():
+            if word[1:].removeprefix("matrix.") not in known_paths():
                 near = _nearest_key(word[1:])
                 raise UsageError("override", f"{word!r} names no key", near)
             removed.append(word[1:])
@@ -71,10 +79,20 @@ def parse_overrides(words: Sequence[str]) -> tuple[Values, list[str]]:
     return values, removed
 
 
+def without(values: Values, removed: Sequence[str]) -> Values:
+    """The values that are not put back to their defaults; `matrix` stands for all of its keys, and for `exclude`."""
+    gone = {*removed, *(["exclude"] if "matrix" in removed else [])}
+    return {
+        path: value
+        for path, value in values.items()
+        if path not in gone and not ("matrix" in gone and path.startswith("matrix."))
+    }
+
+
 def resolve(layers: Sequence[tuple[str, Values]]) -> tuple[Recipe, dict[str, str]]:
     """One recipe from layers of (origin, values), later ones winning, and the origin of each value that was set.
 
-    Raises UsageError that names every fault at once, one a line.
+    Raises RecipeError, a UsageError that names every fault at once, one a line.
     """
     merged: Values = {}
     origins: dict[str, str] = {}
@@ -94,26 +112,38 @@ def dump(recipe: Recipe, origins: Mapping[str, str] | None = None) -> str:
 
     What the preset gives stands as a number, so that the text replays the same run when presets change.
     """
-    content = recipe.model_dump(by_alias=True, mode="json")
+    return render(content(recipe), origins, preset=recipe.estimator.preset)
+
+
+def content(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as a tree with every value that its probe reads, the preset's as numbers; keys of a sweep if used."""
+    tree = recipe.model_dump(by_alias=True, mode="json")
     budget = PRESETS[recipe.estimator.preset][recipe.probe]
     for section in ("estimator", "operator"):
-        content[section] = {
+        tree[section] = {
             key: budget.get(key, value) if value is None and section == "estimator" else value
-            for key, value in content[section].items()
+            for key, value in tree[section].items()
             if is_read(recipe.probe, section, key)
         }
-    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    unused = [key for key in (*SWEEP_KEYS, "description", "gates") if not tree[key]]
+    return {key: value for key, value in tree.items() if key not in unused}
+
+
+def render(tree: Mapping[str, Any], origins: Mapping[str, str] | None, *, preset: str) -> str:
+    """A tree as YAML; with `origins`, each value's origin as a comment, the preset's where it is from there."""
+    text = yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True)
     if origins is None:
         return text
+    budget = {key for probe in PRESETS[preset].values() for key in probe}
     lines, section = [], ""
     for line in text.splitlines():
         key = line.split(":")[0].strip()
         if line[0] != " ":
             section = key
         path = key if section == key else f"{section}.{key}"
-        if path in known_paths():
-            by_preset = section == "estimator" and getattr(recipe.estimator, key, "") is None
-            line += f"  # {origins.get(path, f'preset {recipe.estimator.preset}' if by_preset else 'default')}"
+        if (path in known_paths() and path not in SWEEP_KEYS) or path in origins:
+            by_preset = section == "estimator" and key in budget
+            line += f"  # {origins.get(path, f'preset {preset}' if by_preset else 'default')}"
         lines.append(line)
     return "\n".join(lines) + "\n"
 
@@ -122,7 +152,7 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Values:
     out: Values = {}
     for key, value in tree.items():
         path = f"{prefix}{key}"
-        if isinstance(value, dict) and prefix == "" and key in _sections():
+        if isinstance(value, dict) and prefix == "" and (key in _sections() or key == "matrix"):
             out.update(_flatten(value, f"{path}."))
         else:
             out[path] = value
@@ -151,14 +181,14 @@ def _sections() -> dict[str, type[BaseModel]]:
 def known_paths() -> list[str]:
     """Every dotted path of a recipe."""
     sections = _sections()
-    paths = ["schema", "name", "probe"]
+    paths = ["schema", "name", "description", "probe", "gates", *SWEEP_KEYS]
     return paths + [f"{name}.{key}" for name, model in sections.items() for key in model.model_fields]
 
 
-def _explain(error: ValidationError, values: Values) -> UsageError:
+def _explain(error: ValidationError, values: Values) -> RecipeError:
     faults: dict[str, list[tuple[str, str]]] = {}
     for fault in error.errors(include_url=False):
-        path = ".".join(str(p) for p in fault["loc"][:2]) or "recipe"
+        path = ".".join(str(p) for p in fault["loc"][: 3 if fault["loc"][:1] == ("gates",) else 2]) or "recipe"
         if fault["type"] != "value_error":  # the one check across keys, which is below
             found = _explain_one(path, fault["type"], fault["msg"], fault.get("input"), fault.get("ctx") or {})
             faults.setdefault(path, []).append(found)
@@ -166,8 +196,7 @@ def _explain(error: ValidationError, values: Values) -> UsageError:
         for path, what in unread(values["probe"], values).items():
             faults[path] = [(what, "leave it out")]
     said = {path: (kinds[0][0], _any_of([remedy for _, remedy in kinds])) for path, kinds in faults.items()}
-    (field, (what, remedy)), *others = said.items()
-    return UsageError(field, what, remedy + "".join(f"\nerror: {f}: {w}; {r}" for f, (w, r) in others))
+    return RecipeError(said)
 
 
 def _explain_one(path: str, kind: str, msg: str, value: Any, ctx: Mapping[str, Any]) -> tuple[str, str]:
@@ -198,6 +227,8 @@ def _any_of(remedies: list[str]) -> str:
 
 def _nearest_key(path: str) -> str:
     section, _, key = path.rpartition(".")
+    if section.startswith("gates."):
+        return "keys are assert, baseline"
     if section in _sections():
         places = [f"{section}.{name}" for name in _sections()[section].model_fields]
         near = [f"{section}.{name}" for name in get_close_matches(key, _sections()[section].model_fields, n=1)]

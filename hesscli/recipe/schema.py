@@ -6,6 +6,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from hesscli.recipe.gates import GateSection
+from hesscli.recipe.matrix import Cells, Matrix
+
 Probe = Literal["density", "topk", "trace", "blockdiag", "solve"]
 PROBES: tuple[str, ...] = ("density", "topk", "trace", "blockdiag", "solve")
 PresetName = Literal["quick", "standard", "publication"]
@@ -57,11 +60,14 @@ class ModelSection(Section):
         Field("auto", description="what the checkpoint's head does")
     )
     dtype: Literal["float32", "bfloat16", "float64", "auto"] = Field("float32", description="dtype of the weights")
-    placement: Literal["auto", "single", "layerwise"] = Field("auto", description="where the weights lie")
+    placement: Literal["auto", "single", "layerwise", "fsdp"] = Field(
+        "auto", description="where the weights lie; fsdp: over the processes of torchrun"
+    )
     device_map: str | dict[str, str | int] | None = Field(
         None, description="auto, balanced, sequential, a device, or a JSON map"
     )
     max_memory: dict[str | int, str | int] | None = Field(None, description="limit per device, 0=40GiB,cpu=100GiB")
+    offload_dir: str | None = Field(None, description="folder for vectors where layers stay on disk")
     attn: str = Field("auto", description="attention implementation: auto, eager, sdpa")
     trust_remote_code: bool = Field(False, description="run code that comes with the checkpoint")
     allow_pickle: bool = Field(False, description="accept weights that are pickles")
@@ -170,6 +176,10 @@ class EstimatorSection(Section):
     held_out: Positive | None = Field(
         None, description="sequences after the slice's own, for a Rayleigh quotient on other data"
     )
+    data_error: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="error that the slice's rows make, from groups of them; auto where it costs ten products or fewer",
+    )
     top: Annotated[int, Field(ge=0)] = Field(
         1, description="top eigenvectors whose curvature is split over the blocks, 0 for none"
     )
@@ -219,7 +229,7 @@ READ_BY: dict[str, frozenset[str]] = {
     "blockdiag": frozenset({"probes", "top"}),
     "solve": frozenset({"steps", "tolerance", "damping", "solver", "preconditioner", "rhs"}),
 }
-COMMON = frozenset({"preset", "seed"})
+COMMON = frozenset({"preset", "seed", "data_error"})
 
 
 # Keys of the operator that only some probes read.
@@ -250,12 +260,17 @@ class Recipe(Section):
 
     schema_: Annotated[Literal["hess.recipe/1"], Field(alias="schema")] = "hess.recipe/1"
     name: str | None = Field(None, description="a name for people")
+    description: str | None = Field(None, description="what it is for, in one line")
     probe: Probe
     model: ModelSection = Field(default_factory=ModelSection)
     data: DataSection = Field(default_factory=DataSection)
     operator: OperatorSection = Field(default_factory=OperatorSection)
     estimator: EstimatorSection = Field(default_factory=EstimatorSection)
     output: OutputSection = Field(default_factory=OutputSection)
+    gates: list[GateSection] = Field([], description="assertions on the report, each with the baseline it speaks of")
+    matrix: Matrix = Field({}, description="hess sweep: values by dotted path, one cell for each combination")
+    include: Cells = Field([], description="hess sweep: values that join the cells they agree with, else new cells")
+    exclude: Cells = Field([], description="hess sweep: cells that agree with one of these are dropped")
 
     model_config = ConfigDict(extra="forbid", validate_default=True, populate_by_name=True)
 

@@ -1,5 +1,11 @@
 """Every recipe that ships is valid, and runs in a reduced form with the settings that it names."""
 
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,22 +13,32 @@ import yaml
 
 from hesscli.cli.app import _exit_code
 from hesscli.report.document import read_report
+from hesscli.report.sweep import read_cells, read_manifest
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+FOLDER = Path(__file__).parents[2] / "recipes"
+RECIPES = sorted(FOLDER.glob("*.yaml"))
+SINGLE = [path for path in RECIPES if "matrix" not in yaml.safe_load(path.read_text())]
 # What a budget may be cut to without a run that ends early for it.
 SMALLEST = {"density": ["estimator.probes=2", "estimator.steps=6"], "trace": [], "topk": [], "blockdiag": []}
 
 
 def test_there_are_recipes():
-    assert len(RECIPES) >= 7
+    assert len(RECIPES) >= 9
+    assert len(RECIPES) > len(SINGLE) > 0
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
-def test_a_shipped_recipe_runs_in_a_reduced_form(path, tmp_path, capsys):
+def test_a_shipped_recipe_is_called_like_its_file_and_says_what_it_is_for(path):
     recipe = yaml.safe_load(path.read_text())
     assert recipe["name"] == path.stem
+    assert 20 < len(recipe["description"]) < 100
+
+
+@pytest.mark.parametrize("path", SINGLE, ids=lambda p: p.stem)
+def test_a_shipped_recipe_runs_in_a_reduced_form(path, tmp_path, capsys):
+    recipe = yaml.safe_load(path.read_text())
     small = ["data.limit=2", "data.max_length=16", f"output.dir={tmp_path}", "operator.params=['*norm*']"]
-    assert _exit_code(["run", str(path), *small, *SMALLEST[recipe["probe"]], "-q"]) == 0
+    assert _exit_code(["run", path.stem, *small, *SMALLEST[recipe["probe"]], "-q"]) == 0
     report = read_report(capsys.readouterr().out.strip())
     assert report.status == "ok"
     assert any(metric.value is not None for metric in report.metrics.values())
@@ -35,8 +51,65 @@ def test_a_shipped_recipe_runs_in_a_reduced_form(path, tmp_path, capsys):
     assert {key: report.estimator.get(key) for key in named} == named
 
 
+@pytest.mark.parametrize("path", [p for p in RECIPES if p not in SINGLE], ids=lambda p: p.stem)
+def test_a_shipped_sweep_runs_in_a_reduced_form(path, tmp_path, capsys):
+    recipe = yaml.safe_load(path.read_text())
+    small = ["data.limit=2", "data.max_length=16", "operator.params=['*norm*']", "output.plots=[svg]"]
+    small += SMALLEST[recipe["probe"]]
+    assert _exit_code(["sweep", path.stem, *small, "-o", str(tmp_path), "-q"]) == 0
+    file = Path(capsys.readouterr().out.strip())
+    cells = read_cells(file, read_manifest(file))
+    assert len(cells) == math.prod(len(values) for values in recipe["matrix"].values())
+    assert {report.status for _, report in cells} == {"ok"}
+    for cell, report in cells:
+        assert report.operator.kind == cell.values.get("operator.kind", "hessian")
+        revision = cell.values.get("model.revision") or cell.values["model.id"].partition("@")[2]
+        assert report.model.revision == revision
+    figures = {"density": {"trend.svg", "overlay.svg"}, "topk": {"trend.svg"}}[recipe["probe"]]
+    assert {p.name for p in file.parent.glob("*.svg")} == figures
+
+
+def test_recipes_are_found_by_name_and_listed_with_what_they_are_for(hess):
+    ended = hess("recipes", "--json")
+    listed = {line["name"]: line for line in json.loads(ended.out)}
+    assert sorted(listed) == [path.stem for path in RECIPES]
+    assert listed["checkpoint-trajectory"]["verb"] == "sweep"
+    assert listed["ci-smoke"]["probe"] == "trace"
+    said = " ".join(hess("recipes").out.split())
+    assert all(path.stem in said for path in RECIPES)
+    assert hess("run", "ci-smoke", "--print-config").code == 0
+    ended = hess("run", "ci-smok")
+    assert ended.code == 2
+    assert "did you mean ci-smoke?" in ended.err
+
+
+def test_a_file_in_the_working_folder_goes_before_a_shipped_recipe_of_its_name(hess, tmp_path):
+    (tmp_path / "ci-smoke").write_text("probe: density\n")
+    assert "probe: density" in hess("run", "ci-smoke", "--print-config").out
+
+
+@pytest.mark.slow
+def test_an_installed_package_has_the_recipes(tmp_path):
+    pytest.importorskip("setuptools")
+    source = tmp_path / "source"
+    root = FOLDER.parent
+    for name in ("hesscli", "recipes"):
+        shutil.copytree(root / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / name, source / name)
+    build = "from setuptools import setup; setup()"
+    words = [sys.executable, "-c", build, "-q", "build_py", "--build-lib", str(tmp_path / "built")]
+    subprocess.run(words, cwd=source, check=True, capture_output=True)
+    code = "from hesscli.recipe.shipped import shipped_recipes as s; print(*s(), sep='\\n')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path / "built")},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == [path.stem for path in RECIPES]
+
+
 def test_a_recipe_of_a_paper_has_the_budget_of_the_paper():
-    budgets = {path.stem: yaml.safe_load(path.read_text())["estimator"] for path in RECIPES}
+    budgets = {path.stem: yaml.safe_load(path.read_text())["estimator"] for path in SINGLE}
     assert (budgets["fshp-2026"]["probes"], budgets["fshp-2026"]["steps"]) == (10, 80)
     assert budgets["fshp-2026"]["basis_dtype"] == "bfloat16"
     assert budgets["hessformer-2025"]["steps"] == 30

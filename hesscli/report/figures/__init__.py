@@ -35,26 +35,26 @@ def draw(report: Report, folder: str | Path, formats: Sequence[str] = FORMATS) -
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     names = []
-    for name, figure, tables in _drawings(report):
+    for name, figure, tables in drawings(report):
         with style():
             names += save(figure(report), folder, name, formats)
         names += [write_table(table, folder) for table in tables]
     return names
 
 
-def _drawings(report: Report) -> list[Drawing]:
+def drawings(report: Report) -> list[Drawing]:
     """Return (name, figure, tables) for what the report holds; nothing where there is nothing to draw."""
-    drawings: list[Drawing] = []
+    found: list[Drawing] = []
     if report.command == "density" and report.spectrum is not None:
-        drawings.append(("density", density.figure, density.tables(report)))
+        found.append(("density", density.figure, density.tables(report)))
     if report.command == "topk" and report.eigenpairs:
-        drawings.append(("topk", stems.figure, [stems.table(report)]))
+        found.append(("topk", stems.figure, [stems.table(report)]))
     if report.command == "blockdiag" and report.blocks:
-        drawings.append(("blockdiag", blocks.figure, [blocks.table(report)]))
+        found.append(("blockdiag", blocks.figure, [blocks.table(report)]))
     if report.command == "trace" and report.blocks:
-        drawings.append(("trace", traces.figure, [traces.table(report)]))
+        found.append(("trace", traces.figure, [traces.table(report)]))
     if report.solve is not None and any(s.ending != "zero" for s in report.solve.systems):
-        drawings.append(("solve", residuals.figure, [residuals.table(report)]))
+        found.append(("solve", residuals.figure, [residuals.table(report)]))
     if report.coupling is not None and report.coupling.blocks:
-        drawings.append(("coupling", coupling.figure, [coupling.table(report)]))
-    return drawings
+        found.append(("coupling", coupling.figure, [coupling.table(report)]))
+    return found

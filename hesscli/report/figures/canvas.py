@@ -59,6 +59,11 @@ def sheet(report: Report, width: float, height: float) -> Figure:
     lines = [(headline(report), 12.5, "bold", BLACK), (settings(report), 9.0, "normal", "#444444")]
     if report.status != "ok":
         lines.append((distrust(report), 9.0, "bold", VERMILION))
+    return titled(lines, width, height)
+
+
+def titled(lines: Sequence[tuple[str, float, str, str]], width: float, height: float) -> Figure:
+    """Return an empty figure with lines of (text, size, weight, colour) above its panels."""
     used = (0.14 + sum(LEADING * size for _, size, _, _ in lines)) / height
     # The panels share the page below the title.
     engine = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, wspace=0.03, hspace=0.04, rect=(0, 0, 1, 1 - used))

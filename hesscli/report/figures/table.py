@@ -19,11 +19,12 @@ def write_table(table: Table, folder: Path) -> str:
     with (folder / f"{table.name}.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(table.columns)
-        writer.writerows([[_cell(value) for value in row] for row in table.rows])
+        writer.writerows([[cell(value) for value in row] for row in table.rows])
     return f"{table.name}.csv"
 
 
-def _cell(value: float | int | str | bool | None) -> str:
+def cell(value: float | int | str | bool | None) -> str:
+    """Return the text of a cell: every digit of a number, nothing for None."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):

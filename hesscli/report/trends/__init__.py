@@ -1,0 +1,1 @@
+"""Many reports side by side: what they differ in, one table, and figures over what was varied."""
