@@ -7,10 +7,11 @@ import typer
 from hesscli.cli.app import app
 from hesscli.recipe.document import known_paths
 
-OUTPUT = "--force --help --json --no-resume --output-dir --plots --print-config --quiet --report --strict -h -o -q"
-MODEL = "--allow-pickle --attn --device-map --dtype --max-memory --offline --placement --revision --task --trust-remote-code"
+OUTPUT = "--force --help --json --log-to --no-resume --output-dir --plots --print-config --quiet --report --strict -h -o -q"
+GATE = "--assert --baseline --on-inconclusive"
+MODEL = "--allow-pickle --attn --device-map --dtype --max-memory --offline --offload-dir --placement --revision --task --trust-remote-code"
 DATA = "--batch-size --column --config-name --dataset --dataset-revision --limit --mask-prompt --max-length --no-pack --pack --split --target-column -L -b -d"
-SHARED = f"{MODEL} {DATA} {OUTPUT} --operator --product --params --exclude --preset --seed"
+SHARED = f"{MODEL} {DATA} {OUTPUT} {GATE} --operator --product --params --exclude --preset --seed --data-error"
 OPTIONS = {
     "": "--help --version -V -h",
     "density": f"{SHARED} --basis --basis-dtype --probes --reorthogonalise --steps",
@@ -18,16 +19,23 @@ OPTIONS = {
     "trace": f"{SHARED} --basis --basis-dtype --blocks --by --diagonal --method --probes --steps",
     "blockdiag": f"{SHARED} --blocks --by --probes --top",
     "solve": f"{SHARED} --damping --preconditioner --rhs --solver --steps --tolerance",
-    "run": "--force --help --json --no-resume --print-config --quiet --report --strict -h -q",
-    "plot": "--help --output-dir --plots -h -o",
+    "run": f"{GATE} --force --help --json --log-to --no-resume --print-config --quiet --report --strict -h -q",
+    "sweep": "--assert --baseline --dry-run --help --json --on-inconclusive --output-dir --print-config --probe --quiet --retry-failed --shard -h -o -q",
+    "recipes": "--help --json -h",
+    "plot": "--help --output-dir --plots --together -h -o",
     "schema": "--help -h",
+    "compare": "--across --blocks --help --json --min-change --quiet -h -q",
+    "check": f"{GATE} --help --json --junit --quiet --update-baseline -h -q",
+    "export": "--help --output --to -h -o",
+    "report": "--help --output -h -o",
+    "ls": "--help --json --quiet -h -q",
 }
 KEYS = {
-    "": "name probe schema",
-    "model": "allow_pickle attn device_map dtype id max_memory offline placement revision task trust_remote_code",
+    "": "description exclude gates include matrix name probe schema",
+    "model": "allow_pickle attn device_map dtype id max_memory offline offload_dir placement revision task trust_remote_code",
     "data": "batch_size column config_name id limit mask_prompt max_length pack revision split target_column",
     "operator": "blocks by exclude kind params product",
-    "estimator": "basis basis_dtype basis_product damping diagonal held_out k krylov_dim method preconditioner preset probes reorthogonalise rhs seed solver steps tolerance top which",
+    "estimator": "basis basis_dtype basis_product damping data_error diagonal held_out k krylov_dim method preconditioner preset probes reorthogonalise rhs seed solver steps tolerance top which",
     "output": "dir plots",
 }
 COMMAND = typer.main.get_command(app)

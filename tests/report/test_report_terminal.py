@@ -86,7 +86,8 @@ def test_a_loss_without_a_value_says_why():
 def test_each_metric_has_its_error_and_the_main_source_of_it():
     text = printed(known_reports.density_report())
     assert words(row(text, "lambda_max")) == "lambda_max 500.00 0.90 data (0.45), not in the bar"
-    assert words(row(text, "lambda_min")).startswith("lambda_min −50.00 0.30 algorithm (0.10), only one known")  # noqa: RUF001
+    found = words(row(text, "lambda_min"))
+    assert found.startswith("lambda_min −50.00 0.30 algorithm (0.10); other parts not measured")  # noqa: RUF001
     assert words(row(text, "effective_rank")) == "effective_rank — — not measured by this probe"
 
 

@@ -1,0 +1,77 @@
+"""`hess plan`: a table, JSON, a command that can be pasted, and exit 5 where nothing fits."""
+
+import json
+import shlex
+
+import pytest
+
+from hesscli.cli.app import _exit_code
+from hesscli.run.planning.document import Plan
+
+SMALL = ("-L", 4, "--max-length", 24)
+
+
+def test_a_folder_is_planned_without_its_weights(hess, checkpoint):
+    (checkpoint / "model.safetensors").unlink()
+    ended = hess("plan", checkpoint, *SMALL, "--devices", "1GiB")
+    assert ended.code == 0, ended.err
+    assert "recommended: double-backward, graph kept" in ended.out
+    assert "of 24 positions" in ended.out
+
+
+def test_json_is_a_plan_and_nothing_else(hess, checkpoint):
+    ended = hess("plan", checkpoint / "config.json", *SMALL, "--devices", "2x1GiB,host=4GiB", "--json")
+    assert ended.code == 0, ended.err
+    plan = Plan.model_validate_json(ended.out)
+    assert (plan.devices.count, plan.devices.bytes_each, plan.devices.host_bytes) == (2, 1 << 30, 4 << 30)
+    assert {way.placement for way in plan.ways} == {"single", "layerwise", "fsdp", "offloaded"}
+    assert json.loads(ended.out)["schema"] == "hess.plan/1"
+
+
+def test_the_command_that_is_recommended_runs(hess, checkpoint):
+    data = ("-L", 4)
+    ended = hess("plan", checkpoint, *data, "--probe", "topk", "--k", 1, "--params", "*mlp*", "--json")
+    assert ended.code == 0, ended.err
+    words = shlex.split(json.loads(ended.out)["recommended"]["command"])
+    assert words[:2] == ["hess", "topk"]
+    assert words[words.index("--params") + 1] == "*mlp*"
+    run = hess(*words[1:], "-d", checkpoint.parent / "rows.jsonl", "--plots", "none", "-q")
+    assert run.code == 0, run.err
+
+
+def test_nothing_fits_ends_in_5_with_the_table_and_the_least_that_would(hess, checkpoint):
+    ended = hess("plan", checkpoint, *SMALL, "--devices", "10KiB")
+    assert ended.code == 5
+    assert "single" in ended.out
+    assert "NO" in ended.out
+    assert ended.err.splitlines()[-1].startswith("error: devices: nothing fits on 1 x 10.0 KiB: the least is ")
+
+
+@pytest.mark.parametrize("words", ["8x", "0x80GiB", "many", "80GiX", "-1GiB"])
+def test_devices_that_are_none_are_refused_in_one_line(hess, words):
+    ended = hess("plan", "demo", f"--devices={words}")
+    assert ended.code == 2
+    assert ended.err.startswith("error: devices: ")
+
+
+def test_an_option_that_the_probe_does_not_read_is_refused(hess):
+    ended = hess("plan", "demo", "--probe", "blockdiag", "--steps", 4)
+    assert ended.code == 2
+    assert "is not read by blockdiag" in ended.err
+
+
+def test_a_config_that_is_not_there_is_refused(hess):
+    assert hess("plan", "nowhere.json").code in (2, 6)
+    assert _exit_code(["plan", "--help"]) == 0
+
+
+def test_calibration_gives_seconds(hess, checkpoint):
+    ended = hess(
+        "plan", "demo", "-L", 2, "--max-length", 16, "--probe", "trace", "--devices", "4GiB", "--calibrate", "--json"
+    )
+    assert ended.code == 0, ended.err
+    plan = Plan.model_validate_json(ended.out)
+    assert plan.calibration.gradient_seconds > 0
+    single = [way for way in plan.ways if way.placement == "single"]
+    for way in single:
+        assert way.seconds == pytest.approx(way.matvecs * way.gradients * plan.calibration.gradient_seconds)
