@@ -4,12 +4,16 @@ import ctypes
 import platform
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
+import psutil
 import torch
 
 from hesscli import __version__
+from hesscli.distributed import ranks
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of glibc
 
@@ -17,7 +21,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of glibc
 def environment(device: torch.device) -> dict[str, str]:
     """Versions of what can change a figure."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return {
+    together = {"processes": str(ranks().size)} if ranks().size > 1 else {}
+    return together | {
         "hess": __version__,
         "torch": torch.__version__,
         "transformers": version("transformers"),
@@ -29,13 +34,23 @@ def environment(device: torch.device) -> dict[str, str]:
 
 
 def peak_bytes() -> dict[str, int]:
-    """The most memory that this process has held so far: resident set on the host, allocations on GPUs."""
+    """The most memory that a process of the run has held so far: resident set on the host, allocations on GPUs."""
+    peaks = own_peak_bytes()
+    each = ranks().each(peaks)
+    return {place: max(one.get(place, 0) for one in each) for place in peaks}
+
+
+def own_peak_bytes() -> dict[str, int]:
+    """The most memory that this process has held so far."""
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
     peaks = {"cpu": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
-    if torch.cuda.is_available():
-        for i in range(torch.cuda.device_count()):
-            peaks[f"cuda:{i}"] = torch.cuda.max_memory_allocated(i)
-    return peaks
+    return peaks | {f"cuda:{i}": torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())}
+
+
+def held_bytes() -> dict[str, int]:
+    """The memory that this process holds now: resident set on the host, allocations on GPUs."""
+    held = {"cpu": int(psutil.Process().memory_info().rss)}
+    return held | {f"cuda:{i}": torch.cuda.memory_allocated(i) for i in range(torch.cuda.device_count())}
 
 
 def keep_freed_pages() -> None:
@@ -57,6 +72,26 @@ def exact_arithmetic() -> None:
 
     Only the new names of the switches are touched: mixing them with the old ones raises.
     """
-    cudnn: Any = torch.backends.cudnn  # whose annotations lag behind what it has
-    for backend in (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn):
+    for backend in _backends():
         backend.fp32_precision = "ieee"
+
+
+def precisions() -> list[str]:
+    """What the switches of `exact_arithmetic` are now: `ieee` is whole, `tf32` is not, `none` is torch's default."""
+    return [str(backend.fp32_precision) for backend in _backends()]
+
+
+@contextmanager
+def arithmetic_restored() -> Iterator[None]:
+    """What is done to the switches of `exact_arithmetic` within is undone afterwards: for a run inside other work."""
+    before = precisions()
+    try:
+        yield
+    finally:
+        for backend, precision in zip(_backends(), before, strict=True):
+            backend.fp32_precision = precision
+
+
+def _backends() -> list[Any]:
+    cudnn: Any = torch.backends.cudnn  # whose annotations lag behind what it has
+    return [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn]
