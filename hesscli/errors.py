@@ -40,3 +40,9 @@ class UnavailableError(HessError):
     """The checkpoint or data set cannot be had: not found, gated, offline, unsafe (exit 6)."""
 
     exit_code = 6
+
+
+class IncompleteError(HessError):
+    """A sweep ended with failed or missing cells (exit 7)."""
+
+    exit_code = 7

@@ -1,7 +1,7 @@
 """What the numerics say while they work. Progress, journal and report listen; nothing here prints."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,11 +15,16 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Advanced:
-    """`done` steps of a stage are behind us; `detail` is a few words for the eye."""
+    """`done` steps of a stage are behind us; `detail` is a few words for the eye, `values` are for the journal.
+
+    By name: `beta` of a Krylov step (`betas` of several runs), `leading_value` and `leading_residual` of the Ritz pair
+    with the largest value, the relative `residual` of a solve.
+    """
 
     stage: str
     done: int
     detail: str = ""
+    values: Mapping[str, float | Sequence[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

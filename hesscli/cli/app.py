@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Mapping
 from types import FrameType
@@ -11,8 +12,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from hesscli import __version__
-from hesscli.cli import measuring, reports
-from hesscli.cli.output import complain, nobody_reads, say
+from hesscli.cli import doctor, exports, gates, listing, measuring, planning, reports, sweeps
+from hesscli.cli.output import complain, nobody_hears, nobody_reads, say
 from hesscli.cli.refusals import as_usage_error, is_refusal
 from hesscli.errors import HessError
 
@@ -25,6 +26,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+
+
+_WORD = 2.0  # seconds that it takes to say what is wrong
 
 
 def _version(asked: bool) -> None:
@@ -43,7 +47,13 @@ def _options(
 
 
 measuring.register(app)
+planning.register(app)
+sweeps.register(app)
 reports.register(app)
+gates.register(app)
+exports.register(app)
+listing.register(app)
+doctor.register(app)
 
 
 class _Stopped(BaseException):
@@ -63,6 +73,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup and `&` in a script ignore interrupts
             signal.signal(number, _stop)
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1 and os.environ.get("RANK", "0") != "0":
+        nobody_hears()
+        code = _exit_code(sys.argv[1:] if arguments is None else arguments)
+        time.sleep(_WORD if code else 0.0)  # torchrun ends all with the first that fails: let the one that speaks
+        sys.exit(code)
     sys.exit(_exit_code(sys.argv[1:] if arguments is None else arguments))
 
 

@@ -9,11 +9,14 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from hesscli.cli.gates import Asserts, BaselineFile, Inconclusive, announce_run, policy_of
 from hesscli.cli.options import measuring_parameters, recipe_values, with_parameters
 from hesscli.cli.output import complain, progress_console, result_console, say
 from hesscli.errors import UntrustworthyError, UsageError
 from hesscli.recipe import PROBES
-from hesscli.recipe.document import Values, dump, load_recipe, parse_overrides, resolve
+from hesscli.recipe.document import Values, dump, load_recipe, parse_overrides, resolve, without
+from hesscli.recipe.matrix import SWEEP_KEYS
+from hesscli.recipe.shipped import find_recipe
 
 Json = Annotated[bool, typer.Option("--json", metavar="", help="the report and nothing else on stdout")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", metavar="", help="the report's path and nothing else on stdout")]
@@ -32,6 +35,16 @@ Print = Annotated[
     bool,
     typer.Option(
         "--print-config", metavar="", help="print each value and its origin, measure nothing", rich_help_panel="Output"
+    ),
+]
+LogTo = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--log-to",
+        metavar="TRACKER",
+        help="tensorboard, wandb or mlflow, when the run has ended; repeat for more",
+        rich_help_panel="Output",
+        show_default=False,
     ),
 ]
 ModelArgument = Annotated[
@@ -70,16 +83,23 @@ def _verb(probe: str) -> Any:
         strict: Strict = False,
         print_config: Print = False,
         report: ReportFile = None,
+        log_to: LogTo = None,
+        asserts: Asserts = None,
+        baseline: BaselineFile = None,
+        on_inconclusive: Inconclusive = "warn",
         **options: Any,
     ) -> None:
-        layers = [("command", {"probe": probe}), *_model(model), ("flag", recipe_values(options))]
-        _measure(layers, _Wishes(json, quiet, force, not no_resume, strict, print_config, report))
+        layers = [("command", {"probe": probe}), *model_layer(model), ("flag", recipe_values(options))]
+        gates = _GateWishes(asserts, baseline, on_inconclusive)
+        _measure(layers, _Wishes(json, quiet, force, not no_resume, strict, print_config, report, log_to or [], gates))
 
     return command
 
 
 def _run(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="a YAML file", show_default=False)],
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="a YAML file, or a name of hess recipes", show_default=False)
+    ],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="A.B=C|~A.B", help="changes, such as data.limit=8 ~model.dtype")
     ] = None,
@@ -90,19 +110,38 @@ def _run(
     strict: Strict = False,
     print_config: Print = False,
     report: ReportFile = None,
+    log_to: LogTo = None,
+    asserts: Asserts = None,
+    baseline: BaselineFile = None,
+    on_inconclusive: Inconclusive = "warn",
 ) -> None:
     changed, removed = parse_overrides(overrides or [])
-    values = {path: value for path, value in load_recipe(Path(recipe)).items() if path not in removed}
+    path = find_recipe(recipe)
+    values = without(load_recipe(path), removed)
+    if any(key.partition(".")[0] in SWEEP_KEYS for key in (*values, *changed)):
+        raise UsageError("matrix", f"{recipe} is a recipe of many cells", f"use hess sweep {recipe}, or drop ~matrix")
     layers: list[tuple[str, Values]] = [("recipe", values), ("override", changed)]
-    _measure(layers, _Wishes(json, quiet, force, not no_resume, strict, print_config, report))
+    gates = _GateWishes(asserts, baseline, on_inconclusive, path.parent)
+    _measure(layers, _Wishes(json, quiet, force, not no_resume, strict, print_config, report, log_to or [], gates))
 
 
-def _model(argument: str | None) -> list[tuple[str, Values]]:
+def model_layer(argument: str | None) -> list[tuple[str, Values]]:
+    """The model that was typed, else that of HESS_MODEL, as a layer of a recipe; none is the default's."""
     if argument is not None:
         return [("argument", {"model.id": argument})]
     if os.environ.get("HESS_MODEL"):
         return [("HESS_MODEL", {"model.id": os.environ["HESS_MODEL"]})]
     return []
+
+
+@dataclass(frozen=True, slots=True)
+class _GateWishes:
+    """What the command line demands of the report, and where the recipe lies that demands more."""
+
+    asserts: list[str] | None
+    baseline: str | None
+    on_inconclusive: str
+    folder: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +155,8 @@ class _Wishes:
     strict: bool
     print_config: bool
     copy: str | None
+    log_to: list[str]
+    gates: _GateWishes
 
 
 def _measure(layers: list[tuple[str, Values]], wishes: _Wishes) -> None:
@@ -128,13 +169,30 @@ def _measure(layers: list[tuple[str, Values]], wishes: _Wishes) -> None:
     if "model.id" not in origins and not wishes.quiet:
         complain("no MODEL given: using demo, the embedded checkpoint")
     from hesscli.report.document import dumps
-    from hesscli.run.progress import ProgressListener
-    from hesscli.run.session import run
+    from hesscli.run.gates import demands_for, judge_run
 
-    console = progress_console()
-    with ProgressListener(console, quiet=wishes.quiet) as listener:
-        outcome = run(recipe, force=wishes.force, resume=wishes.resume, on_event=listener)
+    gates = wishes.gates
+    policy = policy_of(gates.on_inconclusive)
+    demands = demands_for(recipe.gates, gates.asserts, gates.baseline, folder=gates.folder)
+    from hesscli.run.progress import ProgressListener
+    from hesscli.run.tracking import track, usable
+
+    listener = ProgressListener(progress_console(), quiet=wishes.quiet)
+    trackers = usable(wishes.log_to, on_event=listener)
+    from hesscli.run.together import together
+
+    with together(recipe) as share, listener:
+        from hesscli.run.session import run  # inside: where something is missing on one machine, all hear of it
+
+        outcome = run(share.recipe, force=wishes.force, resume=wishes.resume, on_event=listener)
+    if not share.first:
+        return
     path = outcome.folder / "report.json"
+    judged, refused = None, None
+    try:
+        judged = judge_run(outcome.report, path, demands, policy)
+    except UsageError as error:  # of a figure that there is not: what was measured is said all the same
+        refused = error
     if wishes.copy is not None:
         _copy(path, Path(wishes.copy))
     if wishes.json:
@@ -152,7 +210,14 @@ def _measure(layers: list[tuple[str, Values]], wishes: _Wishes) -> None:
         for name in outcome.report.artifacts:
             if name.endswith(".png"):
                 say(f"figure  {outcome.folder / name}")
+    if judged is not None:
+        announce_run(judged, shown=not (wishes.json or wishes.quiet))
+    track(trackers, outcome.report, outcome.folder, on_event=listener)
     _verdict(outcome.report.status, outcome.report.status_text, strict=wishes.strict)
+    if refused is not None:
+        raise refused
+    if judged is not None and judged.exit_code:
+        raise typer.Exit(judged.exit_code)
 
 
 def _check_copy(copy: Path) -> None:

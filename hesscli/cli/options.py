@@ -23,7 +23,7 @@ _METAVARS = {"model.revision": "REV", "data.revision": "REV", "model.device_map"
 _METAVARS |= {f"data.{key}": "COLUMN" for key in ("column", "target_column", "mask_prompt")}
 _METAVARS |= {"estimator.rhs": "RHS"}
 _METAVARS |= {"output.dir": "DIR", "output.plots": "LIST", "data.id": "ID|PATH", "data.batch_size": "N|auto"}
-_METAVARS |= {"operator.blocks": "FILE"}
+_METAVARS |= {"operator.blocks": "FILE", "model.offload_dir": "DIR"}
 
 
 def measuring_parameters(probe: str) -> list[inspect.Parameter]:

@@ -28,6 +28,13 @@ def complain(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def nobody_hears() -> None:
+    """Of several processes one speaks, and this is another: what it says goes nowhere."""
+    nobody_reads()
+    if os.environ.get("HESS_DEBUG") != "1":
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
 def nobody_reads() -> None:
     """The reader of stdout has left: what is still in its buffer goes nowhere, without a complaint at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

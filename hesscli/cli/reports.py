@@ -1,6 +1,7 @@
 """The verbs that work from JSON alone: plot and schema. They never import torch."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +20,10 @@ def register(app: typer.Typer) -> None:
 
 def _plot(
     reports: Annotated[
-        list[str], typer.Argument(metavar="REPORT", help="report.json, or a run folder", show_default=False)
+        list[str],
+        typer.Argument(
+            metavar="REPORT|SWEEP", help="report.json, a run folder, or a sweep's folder", show_default=False
+        ),
     ],
     output_dir: Annotated[
         str | None, typer.Option("-o", "--output-dir", metavar="DIR", help=escape("folder [the report's own]"))
@@ -27,28 +31,61 @@ def _plot(
     plots: Annotated[
         str, typer.Option("--plots", metavar="LIST", help=escape("formats [png,svg]"), show_default=False)
     ] = "png,svg",
+    together: Annotated[
+        bool, typer.Option("--together", metavar="", help="one trend, and one overlay of densities, over all reports")
+    ] = False,
 ) -> None:
-    from hesscli.report.document import read_report
-    from hesscli.report.figures import draw
-
     formats = [word.strip() for word in plots.split(",") if word.strip()]
     if not formats or formats == ["none"]:
         raise UsageError("plots", f"{plots!r} names no format", "choose from png, svg")
+    if together:
+        _draw_together(reports, Path(output_dir or "."), formats)
+        return
     for name in reports:
         path = Path(name)
-        path = path / "report.json" if path.is_dir() else path
-        report = read_report(path)
-        folder = Path(output_dir) if output_dir else path.parent
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            names = draw(report, folder, formats)
-        except OSError as error:
-            what = f"{str(folder)!r} cannot be written ({error.strerror or error})"
-            raise UsageError("output_dir", what, "give another with -o") from error
-        if not names:
-            raise UsageError("report", f"{name!r} holds nothing to draw (status: {report.status})", "measure again")
-        for drawn in names:
-            say(str(folder / drawn))
+        _draw_one(path, Path(output_dir) if output_dir else path if path.is_dir() else path.parent, formats)
+
+
+def _draw_one(path: Path, folder: Path, formats: list[str]) -> None:
+    from hesscli.report.document import read_report
+    from hesscli.report.figures import draw
+    from hesscli.report.figures.together import draw_together
+    from hesscli.report.sweep import MANIFEST, read_cells, read_manifest
+    from hesscli.report.trends.points import trend_of_sweep
+
+    if path.name == MANIFEST or (path / MANIFEST).is_file():
+        file = path / MANIFEST if path.is_dir() else path
+        manifest = read_manifest(file)
+        trend = trend_of_sweep(manifest, read_cells(file, manifest))
+        _draw(lambda: draw_together(trend, folder, formats), folder, f"{str(path)!r} has no cell with a figure")
+        return
+    report = read_report(path / "report.json" if path.is_dir() else path)
+    nothing = f"{str(path)!r} holds nothing to draw (status: {report.status})"
+    _draw(lambda: draw(report, folder, formats), folder, nothing)
+
+
+def _draw_together(names: list[str], folder: Path, formats: list[str]) -> None:
+    from hesscli.report.document import read_report
+    from hesscli.report.figures.together import draw_together
+    from hesscli.report.trends.points import trend_of_reports
+
+    paths = [Path(name) for name in names]
+    trend = trend_of_reports([read_report(path / "report.json" if path.is_dir() else path) for path in paths])
+    _draw(lambda: draw_together(trend, folder, formats), folder, "the reports hold no figure that can be drawn")
+
+
+def _draw(drawing: Callable[[], list[str]], folder: Path, nothing: str) -> None:
+    """Make the folder and the figures in it, and say their paths."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        names = drawing()
+    except OSError as error:
+        what = f"{str(folder)!r} cannot be written ({error.strerror or error})"
+        raise UsageError("output_dir", what, "give another with -o") from error
+    if not names:
+        raise UsageError("report", nothing, "measure again")
+    for drawn in names:
+        say(str(folder / drawn))
 
 
 def _schema(what: Annotated[str, typer.Argument(metavar="recipe|report", show_default=False)]) -> None:

@@ -2,14 +2,14 @@
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from hesscli.errors import UntrustworthyError, UsageError
+from hesscli.report.files import write_whole
 from hesscli.report.schema import SCHEMA, Report
 
 # A list or object that fits within this many columns stays on one line.
@@ -20,34 +20,53 @@ def read_report(path: str | Path) -> Report:
     """Return the report in the file at `path`; every fault is a `UsageError` of one line."""
     path = Path(path)
     field = f"report {path.name}"
+    content = read_object(path, field=field, name="report.json", version=SCHEMA, remedy="measure again")
+    return validated(content, Report, field=field, remedy="measure again")
+
+
+def read_object(path: Path, *, field: str, name: str, version: str, remedy: str) -> dict[str, Any]:
+    """Return the JSON object in a file that is called `name` and has the schema `version`.
+
+    Raises UsageError with `field` in front where there is no such file, or something else in it; `remedy` is for an
+    object of another version.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UsageError(field, f"no such file: {path}", "give the path of a report.json") from None
+        raise UsageError(field, f"no such file: {path}", f"give the path of a {name}") from None
     except IsADirectoryError:
-        raise UsageError(field, f"{path} is a folder", f"give {path / 'report.json'}") from None
+        raise UsageError(field, f"{path} is a folder", f"give {path / name}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(field, f"cannot be read: {_one_line(error)}", "give a report.json") from None
+        raise UsageError(field, f"cannot be read: {_one_line(error)}", f"give a {name}") from None
+    kind = name.removesuffix(".json")
     try:
         content = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise UsageError(field, f"not JSON: {_one_line(error)}", "write the report again") from None
+        raise UsageError(field, f"not JSON: {_one_line(error)}", f"write the {kind} again") from None
     if not isinstance(content, dict):
-        raise UsageError(field, "not a report: the file holds no JSON object", "give a report.json")
-    version = content.get("schema")
-    if version != SCHEMA:
-        found = "no schema version" if version is None else f"schema {str(version)[:60]!r}"
+        raise UsageError(field, f"not a {kind}: the file holds no JSON object", f"give a {name}")
+    found = content.get("schema")
+    if found != version:
+        said = "no schema version" if found is None else f"schema {str(found)[:60]!r}"
         where = f"{field}: schema"
-        raise UsageError(where, f"{found}; this hess reads {SCHEMA!r}", "measure again")
+        raise UsageError(where, f"{said}; this hess reads {version!r}", remedy)
+    return content
+
+
+Document = TypeVar("Document", bound=BaseModel)
+
+
+def validated(content: dict[str, Any], model: type[Document], *, field: str, remedy: str) -> Document:
+    """Return the object as `model`; the first key at fault is named by a `UsageError` with its path."""
     try:
-        return Report.model_validate(content)
+        return model.model_validate(content)
     except ValidationError as error:
         where = f"{field}: {_violation(error)}"
-        raise UsageError(where, _reason(error), "measure again") from None
+        raise UsageError(where, _reason(error), remedy) from None
 
 
-def dumps(report: Report) -> str:
-    """Return the report as JSON: sorted keys, two spaces, short lists on one line, a newline at the end.
+def dumps(report: BaseModel) -> str:
+    """Return a report or the like as JSON: sorted keys, two spaces, short lists on one line, a newline at the end.
 
     A number that is not finite is refused with an `UntrustworthyError` that names its path.
     """
@@ -62,20 +81,7 @@ def dumps(report: Report) -> str:
 
 def write_report(report: Report, path: str | Path) -> None:
     """Write the report to `path`: readers see the old file or the whole new one, never a part."""
-    path = Path(path)
-    text = dumps(report)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        what = f"cannot be written: {error.strerror or error}"
-        raise UsageError("report", f"{path.name} {what}", "give a folder that exists and is writable") from None
-    finally:
-        part.unlink(missing_ok=True)
+    write_whole(dumps(report), Path(path), field="report")
 
 
 def _refuse_constant(name: str) -> float:

@@ -106,6 +106,8 @@ class Preflight(Part):
     """Of the gradient against a difference of the loss alone; good to 1e-2."""
     curvature: float | None = None
     """Of the product against a second difference of the loss alone; good to 1e-2."""
+    rounding: float | None = None
+    """With weights narrower than float32: of the product against the same in float32 on these weights."""
 
 
 class Operator(Part):
@@ -123,6 +125,10 @@ class Operator(Part):
     """The smallest and the largest step of finite differences along a unit vector; None for an exact product."""
     error_estimate: float | None = None
     """The largest estimated error of their products, over the product's length; None for an exact product."""
+    choices: int | None = None
+    """Under finite differences: the model's choices on the slice, as of a token's experts in a layer; None without."""
+    switched: int | None = None
+    """The most of them that changed within one product's step: each adds a jump that no estimate holds."""
 
 
 class Eigenpair(Part):
@@ -277,21 +283,47 @@ class Solve(Part):
     systems: list[System] = Field(min_length=1)
 
 
+class Samples(Part):
+    """The draws behind a figure's errors, so that two reports with the same draws can be compared pair by pair."""
+
+    probe: list[float] = Field(default_factory=list)
+    """The figure from each probe vector alone; their mean is the value."""
+    data: list[float] = Field(default_factory=list)
+    """The figure with one group of rows left out, for each group (jackknife)."""
+
+
+Verdict = Literal["pass", "fail", "inconclusive"]
+
+
 class Gate(Part):
     """An assertion on the report and its verdict."""
 
     expr: str
-    verdict: Literal["pass", "fail", "inconclusive"]
+    verdict: Verdict
     text: str = ""
 
 
+class NonFinite(Part):
+    """How many entries that are NaN or Inf were met, in loss, gradient and products, and where the first ones were."""
+
+    nan: int = 0
+    inf: int = 0
+    where: Literal["loss", "gradient", "product"] | None = None
+    product: int | None = None
+    """The number of the product, from 1."""
+    parameter: str | None = None
+
+
 class Cost(Part):
-    """What the run spent."""
+    """What the run spent, and what came in its way."""
 
     matvecs: int
     seconds_per_matvec: float | None = None
     gradient_seconds: float | None = None
     peak_bytes: dict[str, int] = Field(default_factory=dict)
+    non_finite: NonFinite = Field(default_factory=NonFinite)
+    retreats: int = 0
+    """How often memory ran out and less of it was asked for; each is a warning."""
 
 
 class Warning_(Part):  # noqa: N801 - `Warning` is a builtin
@@ -320,6 +352,7 @@ class Report(Part):
     operator: Operator
     estimator: dict[str, Any]
     metrics: dict[str, Metric] = Field(default_factory=dict)
+    samples: dict[str, Samples] = Field(default_factory=dict)
     eigenpairs: list[Eigenpair] = Field(default_factory=list)
     spectrum: Spectrum | None = None
     blocks: list[Block] = Field(default_factory=list)
@@ -327,7 +360,7 @@ class Report(Part):
     diagonal: Diagonal | None = None
     solve: Solve | None = None
     gates: list[Gate] = Field(default_factory=list)
-    verdict: Literal["pass", "fail", "inconclusive"] | None = None
+    verdict: Verdict | None = None
     cost: Cost
     environment: dict[str, str]
     artifacts: list[str] = Field(default_factory=list)

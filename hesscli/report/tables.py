@@ -41,7 +41,7 @@ def metric_cells(metric: Metric) -> tuple[str, str, str]:
     if source is None:
         return value, error, "parts not measured"
     name, size = source
-    only = ", only one known" if len(known_parts(metric.errors)) == 1 else ""
+    only = "; other parts not measured" if len(known_parts(metric.errors)) == 1 else ""
     if name == "data":  # the interval is for this slice, not for the data it stands for
         only = ", not in the bar"
     return value, error, f"{name} ({significant(size, 2)}){only}"

@@ -41,7 +41,7 @@ def _print(report: Report, console: "Console") -> None:
             console.print(Text(piece, style=style), highlight=False)
 
     line(f"{headline(report)}  {report.model.class_name}", "bold")
-    for text in _measured(report):
+    for text in measured(report):
         line(text)
     console.print()
     line(sentence(report), "" if report.status == "ok" else "bold red")
@@ -71,7 +71,8 @@ def _wrapped(text: str, width: int) -> list[str]:
     return [line.replace("\xa0", " ") for line in wrap(tied, width)]
 
 
-def _measured(report: Report) -> list[str]:
+def measured(report: Report) -> list[str]:
+    """Return the lines that say which matrix of which weights was measured on which slice."""
     model, data, operator = report.model, report.data, report.operator
     of = f" of {thousands(model.num_parameters)}" if model.num_selected != model.num_parameters else ""
     source = f"{data.id} ({data.split})" if data.split else data.id

@@ -5,6 +5,7 @@ import re
 from hesscli.report.schema import Report
 
 DASH = "\N{EM DASH}"
+NBSP = "\N{NO-BREAK SPACE}"
 KIND = {
     "hessian": "Hessian",
     "ggn": "generalised Gauss-Newton",

@@ -17,15 +17,15 @@ def as_hess_error() -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _no_memory() from error
+        raise no_memory("the product does not fit") from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise UsageError("output.dir", "the disk is full", "give another folder with -o") from error
         raise
     except RuntimeError as error:
         text = str(error)
-        if "can't allocate memory" in text or "out of memory" in text.lower():
-            raise _no_memory() from error
+        if is_out_of_memory(error):
+            raise no_memory("the product does not fit") from error
         if "is not implemented" in text and "derivative for" in text:
             operation = text.partition("derivative for ")[2].split(" ")[0]
             raise UsageError(
@@ -47,7 +47,15 @@ def in_section(section: Literal["model", "data"]) -> Iterator[None]:
         raise type(error)(field, error.what, error.remedy) from error
 
 
-def _no_memory() -> DoesNotFitError:
-    return DoesNotFitError(
-        "memory", "the product does not fit", "lower --batch-size, --max-length or --limit, or use --dtype bfloat16"
-    )
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the host had no memory left: an error of torch's own for CUDA, and words for the CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text.lower())
+
+
+def no_memory(what: str) -> DoesNotFitError:
+    """The error of a run that has no memory to go on; `hess plan` says what there is to choose from."""
+    remedy = "lower --max-length or --limit, use --dtype bfloat16 or fewer --params; hess plan says what would fit"
+    return DoesNotFitError("memory", what, remedy)

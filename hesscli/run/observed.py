@@ -8,6 +8,7 @@ import torch
 
 from hesscli.linalg.operator import LinearOperator
 from hesscli.linalg.space import ParameterSpace, ParameterVector
+from hesscli.run.journal import Journal, Made
 from hesscli.run.storage.product_log import ProductLog
 
 
@@ -15,13 +16,18 @@ class ObservedOperator:
     """The operator given, with a count of products and the seconds they took.
 
     With a log, products that an earlier process made are taken from it; an operator with a `memory` of its products
-    gets it back by `recall`.
+    gets it back by `recall`. A journal has a line of each.
     """
 
     def __init__(
-        self, operator: LinearOperator[ParameterVector], space: ParameterSpace, *, log: ProductLog | None
+        self,
+        operator: LinearOperator[ParameterVector],
+        space: ParameterSpace,
+        *,
+        log: ProductLog | None,
+        journal: Journal | None = None,
     ) -> None:
-        self._operator, self._space, self.log = operator, space, log
+        self._operator, self._space, self.log, self.journal = operator, space, log, journal
         self.num_matvecs = self.num_replayed = 0
         self.seconds = 0.0
 
@@ -47,9 +53,14 @@ class ObservedOperator:
                 self._operator.recall(memory)  # type: ignore[attr-defined]
             self.num_matvecs += len(vs)
             self.num_replayed += len(vs)
+            self._note(Made(vs, products, None))
             return products
-        with self.counted(len(vs)):
-            products = self._operator.matvecs(vs)
+        start = self._now()
+        products = self._operator.matvecs(vs)
+        seconds = self._now() - start
+        self.seconds += seconds
+        self.num_matvecs += len(vs)
+        self._note(Made(vs, products, seconds))
         if self.log is not None:
             self.log.add(vs, products, getattr(self._operator, "memory", {}))
         return products
@@ -59,8 +70,15 @@ class ObservedOperator:
         """Count what runs inside as so many products."""
         start = self._now()
         yield
-        self.seconds += self._now() - start
+        seconds = self._now() - start
+        self.seconds += seconds
         self.num_matvecs += products
+        if self.journal is not None:
+            self.journal.counted(products, seconds)
+
+    def _note(self, made: Made) -> None:
+        if self.journal is not None and made.inputs:
+            self.journal.made(made)
 
     def _now(self) -> float:
         for device in {d for d in self._space.devices if d.type == "cuda"}:

@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,6 +15,8 @@ from hesscli.curvature.differences.kinks import find_kinks
 from hesscli.curvature.risk import EmpiricalRisk, LossValue
 from hesscli.curvature.trust.precision import narrow_inside
 from hesscli.curvature.trust.preflight import Preflight, check_product
+from hesscli.curvature.trust.rounding import check_rounding, is_narrow, rounding_error
+from hesscli.distributed import ranks
 from hesscli.errors import UntrustworthyError, UsageError
 from hesscli.events import Event, Finished, Noted, OnEvent, Started, Warned
 from hesscli.linalg.space import ParameterVector
@@ -26,7 +29,10 @@ from hesscli.run.environment import environment, exact_arithmetic, keep_freed_pa
 from hesscli.run.faults import as_hess_error
 from hesscli.run.figures.measure import Findings, estimator_settings, measure
 from hesscli.run.figures.solve import check_rows, check_solve
+from hesscli.run.journal import Journal
 from hesscli.run.observed import ObservedOperator
+from hesscli.run.planning.check import check_fits, explained
+from hesscli.run.retreat import RetreatingOperator
 from hesscli.run.setup import Subject, build_subject
 from hesscli.run.storage.artifacts import save_vectors
 from hesscli.run.storage.folder import STATE, check_writable, has_state, part_folder, run_folder, run_hash
@@ -43,20 +49,27 @@ class Outcome:
 
 
 class _Listener:
-    """Passes events on and keeps the warnings for the report."""
+    """Passes events on, keeps the warnings for the report, and tells the journal once there is one."""
 
     def __init__(self, on_event: OnEvent) -> None:
         self._on_event = on_event
         self.warnings: list[schema.Warning_] = []
+        self.journal: Journal | None = None
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Warned):
             self.warnings.append(schema.Warning_(code=event.code, text=event.text))
+        if self.journal is not None:
+            self.journal(event)
         self._on_event(event)
 
 
-def run(recipe: Recipe, *, force: bool, resume: bool, on_event: OnEvent) -> Outcome:
+def run(
+    recipe: Recipe, *, force: bool, resume: bool, on_event: OnEvent, known: Mapping[str, Path] | None = None
+) -> Outcome:
     """Run a recipe, or return the report of an equal run that is finished already, unless `force`.
+
+    An equal run is looked for in the folders of `known`, by run id, and then in the recipe's own.
 
     With `resume` a run that was cut off goes on from its last product and gives the same report; products are kept on
     disk until it has ended. The folder appears whole or not at all. A product that is not finite, or fails its
@@ -79,16 +92,27 @@ def run(recipe: Recipe, *, force: bool, resume: bool, on_event: OnEvent) -> Outc
     run_id = run_hash(_facts(recipe, subject))
     identity = subject.checkpoint.identity
     final = run_folder(root, model=identity.id, revision=identity.revision, probe=recipe.probe, run_id=run_id)
-    if (final / "report.json").exists() and not force:
-        on_event(Noted("an equal run is there already; --force measures again"))
-        return Outcome(_read_again(final), final, fresh=False)
-    resume = resume and not force
+    final = final if force else (known or {}).get(run_id, final)
+    there = (final / "report.json").exists() and not force
+    earlier = ranks().agreed(Outcome(_read_again(final), final, fresh=False) if there else None)
+    if earlier is not None:
+        on_event(Noted("an equal run is there already" + ("; --force measures again" if known is None else "")))
+        return earlier
+    if resume and ranks().size > 1:
+        on_event(Noted("several processes keep no products: a run that is cut off starts again"))
+    resume = resume and not force and ranks().size == 1
     if resume and has_state(final):
         on_event(Noted("going on with a run that was cut off; --no-resume starts again"))
-    with as_hess_error(), part_folder(final, resume=resume) as part:
-        report = _measured(recipe, subject, run_id, part, listener, start, resume=resume)
+    with explained(recipe, subject, listener), as_hess_error(), part_folder(final, resume=resume) as part:
+        check_fits(recipe, subject)
+        journal = Journal(part, subject.risk.space, run_id=run_id, on_event=listener)
+        facts = {"probe": recipe.probe, "operator": recipe.operator.kind}
+        with journal.open(resumed=resume and has_state(final), **facts):
+            listener.journal = journal
+            report = _measured(recipe, subject, journal, part, listener, start, resume=resume)
         report.artifacts += draw(report, part, recipe.output.plots)
-        (part / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
+        replayed = recipe.model_copy(update={"gates": []})  # no part of the run, and their baselines lie elsewhere
+        (part / "recipe.yaml").write_text(dump(replayed), encoding="utf-8")
         report.seconds = time.perf_counter() - start
         write_report(report, part / "report.json")
     return Outcome(report, final, fresh=True)
@@ -122,17 +146,18 @@ def _facts(recipe: Recipe, subject: Subject) -> dict[str, object]:
 
 
 def _measured(
-    recipe: Recipe, subject: Subject, run_id: str, folder: Path, listener: _Listener, start: float, *, resume: bool
+    recipe: Recipe, subject: Subject, journal: Journal, folder: Path, listener: _Listener, start: float, *, resume: bool
 ) -> schema.Report:
     choice = _choice(recipe, subject.risk, folder / STATE, resume=resume)
     listener(Noted(f"{choice.product}: {choice.why}"))
     differences = _differences(choice)
-    if (narrow := narrow_inside(subject.risk)) is not None:
-        listener(narrow)
+    if (inside := narrow_inside(subject.risk)) is not None:
+        listener(inside)
     for warning in find_kinks(subject.checkpoint.model) if differences else []:
         listener(warning)
     log = ProductLog(folder / STATE, subject.risk.space) if resume else None
-    operator = ObservedOperator(choice.operator, subject.risk.space, log=log)
+    patient = RetreatingOperator(choice.operator, subject.risk, recipe=recipe, on_event=listener)
+    operator = ObservedOperator(patient, subject.risk.space, log=log, journal=journal)
     findings = Findings(estimator_settings(recipe))
     preflight: Preflight | None = None
     noise = float("inf")
@@ -140,8 +165,13 @@ def _measured(
     gradient_seconds = None
     try:
         listener(Started("preflight", None))
-        loss = subject.risk.loss()
-        gradient, gradient_seconds = _timed_gradient(subject.risk)
+        loss = patient.patiently(subject.risk.loss)
+        journal.loss(loss.value)
+        gradient, gradient_seconds = patient.patiently(lambda: _timed_gradient(subject.risk))
+        journal.gradient(gradient, gradient_seconds)
+        narrow = is_narrow(subject.risk)
+        if narrow and differences:  # they compute in float32, and are held against its gradient
+            gradient = differences.gradient()
         preflight = check_product(
             operator,
             subject.risk,
@@ -151,6 +181,12 @@ def _measured(
             seed=recipe.estimator.seed,
         )
         del gradient
+        if narrow and differences is None:
+            kind, seed = recipe.operator.kind, recipe.estimator.seed
+            rounding = rounding_error(operator, subject.risk, kind=kind, seed=seed)
+            preflight = replace(preflight, rounding=rounding)
+            for warning in check_rounding(rounding):
+                listener(warning)
         listener(Finished("preflight"))
         operator.seconds, warm_up = 0.0, operator.num_matvecs - operator.num_replayed
         noise = max(preflight.noise, differences.relative_error if differences else 0.0)
@@ -161,19 +197,21 @@ def _measured(
         findings.status, findings.status_text = "untrustworthy", str(error)
     for warning in differences.warnings(noise=noise) if differences else []:
         listener(warning)
+    journal.end(findings.status, findings.status_text, retreats=patient.num_retreats)
     return schema.Report(
         status=findings.status,
         status_text=findings.status_text,
         command=recipe.probe,
-        run_id=run_id,
+        run_id=journal.run_id,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         seconds=time.perf_counter() - start,
         model=_model(subject),
         data=_data(subject),
         loss=_loss(loss),
-        operator=_operator(recipe, subject, choice, preflight),
+        operator=_operator(recipe, subject, choice, patient, preflight),
         estimator=findings.estimator,
         metrics=findings.metrics,
+        samples=findings.samples,
         eigenpairs=findings.eigenpairs,
         spectrum=findings.spectrum,
         blocks=findings.blocks,
@@ -185,9 +223,11 @@ def _measured(
             seconds_per_matvec=operator.seconds / timed if timed else None,
             gradient_seconds=gradient_seconds,
             peak_bytes=peak_bytes(),
+            non_finite=journal.non_finite,
+            retreats=patient.num_retreats,
         ),
         environment=environment(subject.checkpoint.input_device),
-        artifacts=[save_vectors(folder, subject.risk.space, file, run_id=run_id) for file in findings.files],
+        artifacts=[save_vectors(folder, subject.risk.space, file, run_id=journal.run_id) for file in findings.files],
         warnings=listener.warnings,
     )
 
@@ -266,7 +306,9 @@ def _differences(choice: Choice) -> FiniteDifferenceOperator | None:
     return choice.operator if isinstance(choice.operator, FiniteDifferenceOperator) else None
 
 
-def _operator(recipe: Recipe, subject: Subject, choice: Choice, preflight: Preflight | None) -> schema.Operator:
+def _operator(
+    recipe: Recipe, subject: Subject, choice: Choice, patient: RetreatingOperator, preflight: Preflight | None
+) -> schema.Operator:
     tests, differences = schema.Preflight(), _differences(choice)
     if preflight is not None:
         tests = schema.Preflight(
@@ -276,16 +318,19 @@ def _operator(recipe: Recipe, subject: Subject, choice: Choice, preflight: Prefl
             known_answer=preflight.known_answer,
             slope=preflight.slope,
             curvature=preflight.curvature,
+            rounding=preflight.rounding,
         )
     return schema.Operator(
         kind=recipe.operator.kind,
-        product=choice.product,
+        product="layered" if patient.is_layered else choice.product,
         why=choice.why,
         params=recipe.operator.params,
         exclude=recipe.operator.exclude,
         placement=subject.checkpoint.placement,
-        batch_size=subject.batch_size,
+        batch_size=patient.num_rows or subject.batch_size,
         preflight=tests,
         steps=differences.steps if differences else None,
         error_estimate=differences.error_estimate if differences and differences.steps else None,
+        choices=differences.num_choices if differences else None,
+        switched=differences.switched[0] if differences and differences.switched else None,
     )

@@ -96,6 +96,14 @@ def rows_per_batch(recipe: Recipe, checkpoint: Checkpoint, data: Slice) -> int:
     return min(size, len(data.sequences))
 
 
+def full_rows(recipe: Recipe, *, max_positions: int | None, positions_per_image: int | None) -> tuple[int, int]:
+    """(positions of a row, rows of a batch) where every row is full; of images, the patches of one."""
+    data = recipe.data
+    length = positions_per_image or data.max_length or min(_MAX_LENGTH, max_positions or _MAX_LENGTH)
+    size = max(1, _POSITIONS_PER_BATCH // length) if data.batch_size == "auto" else data.batch_size
+    return length, min(size, data.limit)
+
+
 def batches(data: Slice, batch_size: int, checkpoint: Checkpoint) -> Sequence[Batch]:
     """The slice in batches, with images in the model's own dtype."""
     dtype = checkpoint.model.dtype

@@ -18,7 +18,13 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+
+class OccupiedError(UsageError):
+    """Another process is at the same run."""
+
+
 STATE = "state"  # the folder of a run's products while it lasts
+JOURNAL = "journal.jsonl"  # what happened, line by line
 
 
 def run_hash(facts: Mapping[str, Any]) -> str:
@@ -49,8 +55,8 @@ def check_writable(root: Path) -> None:
 def part_folder(final: Path, *, resume: bool) -> Iterator[Path]:
     """A folder to write in that takes its final name, and the old run's place, when the block ends well.
 
-    When it does not, the run's state is left, if it has any, and nothing else; with `resume` the next run of the same
-    finds it there. Raises UsageError where another process is at the same run.
+    When it does not, the run's state is left, if it has any, and its journal, and nothing else; with `resume` the next
+    run of the same finds them there. Raises OccupiedError where another process is at the same run.
     """
     part = final.with_name(final.name + ".part")
     try:
@@ -58,16 +64,16 @@ def part_folder(final: Path, *, resume: bool) -> Iterator[Path]:
     except OSError as error:
         what = f"{str(part.parent)!r} cannot be written ({error.strerror or error})"
         raise UsageError("output.dir", what, "give another with -o") from error
-    with _alone_in(part):
-        _clear(part, keep_state=resume)
+    with alone_in(part):
+        _clear(part, keep_state=resume, keep_journal=resume)
         try:
             yield part
             shutil.rmtree(part / STATE, ignore_errors=True)
             shutil.rmtree(final, ignore_errors=True)
             part.rename(final)
         except BaseException:
-            _clear(part, keep_state=resume)
-            if not (part / STATE).exists():
+            _clear(part, keep_state=resume, keep_journal=True)
+            if not any(part.iterdir()):
                 shutil.rmtree(part, ignore_errors=True)
             raise
 
@@ -77,16 +83,21 @@ def has_state(final: Path) -> bool:
     return any((final.with_name(final.name + ".part") / STATE).glob("*.safetensors"))
 
 
-def _clear(part: Path, *, keep_state: bool) -> None:
+def _clear(part: Path, *, keep_state: bool, keep_journal: bool) -> None:
     for entry in part.iterdir():
+        if entry.name == JOURNAL and keep_journal:
+            continue
         if entry.name == STATE and keep_state and any(entry.glob("*.safetensors")):
             continue
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
 
 
 @contextmanager
-def _alone_in(part: Path) -> Iterator[None]:
-    """Hold a lock on the folder, which the system takes back from a process that is killed."""
+def alone_in(part: Path) -> Iterator[None]:
+    """Hold a lock on the folder, which the system takes back from a process that is killed.
+
+    Raises OccupiedError where another process holds it. Where there are no locks nothing is held.
+    """
     if fcntl is None:
         yield
         return
@@ -99,7 +110,7 @@ def _alone_in(part: Path) -> Iterator[None]:
                 yield  # a file system without locks
                 return
             what = f"another process is writing {part.name!r}"
-            raise UsageError("output.dir", what, "wait for it, or give another folder with -o") from error
+            raise OccupiedError("output.dir", what, "wait for it, or give another folder with -o") from error
         yield
     finally:
         os.close(handle)

@@ -14,6 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from hesscli.linalg.mapped import release
 from hesscli.linalg.space import ParameterSpace, ParameterVector
 from hesscli.run.storage.tensor_file import write_tensors
 
@@ -75,10 +76,10 @@ class ProductLog:
                 metadata = stored.metadata()
                 if metadata["input"] != _digest(vs):
                     return None
-                places = list(zip(self._space.names, self._space.devices, strict=True))
-                products = [
-                    [stored.get_tensor(f"{i}.{name}").to(device) for name, device in places] for i in range(len(vs))
-                ]
+                products = [self._space.zeros() for _ in vs]
+                for i, product in enumerate(products):
+                    for name, part in zip(self._space.names, product, strict=True):
+                        release(part.copy_(stored.get_tensor(f"{i}.{name}")))
                 return products, json.loads(metadata["memory"])
         except (OSError, SafetensorError, KeyError, ValueError):  # none, or one that is not whole
             return None
@@ -89,4 +90,5 @@ def _digest(vs: Sequence[ParameterVector]) -> str:
     value = 0
     for part in (part for v in vs for part in v):
         value = zlib.crc32(part.detach().cpu().contiguous().numpy().data, value)
+        release(part)
     return f"{len(vs)}:{value:08x}"

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from hesscli.linalg.mapped import release
+
 _DTYPES = {torch.float32: "F32", torch.float64: "F64"}
 
 
@@ -32,3 +34,4 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Map
         for tensor in tensors.values():
             array = tensor.detach().cpu().contiguous().numpy()
             file.write(array.astype(array.dtype.newbyteorder("<"), copy=False).data)
+            release(tensor)

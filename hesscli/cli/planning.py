@@ -1,0 +1,107 @@
+"""The verb that plans: memory, products and time before anything is loaded."""
+
+import inspect
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from hesscli.cli.measuring import Json, model_layer
+from hesscli.cli.options import measuring_parameters, recipe_values, with_parameters
+from hesscli.cli.output import progress_console, result_console, say
+from hesscli.errors import DoesNotFitError
+from hesscli.recipe import PROBES
+from hesscli.recipe.document import resolve
+
+_HELP = "What a run will need, from a config alone: bytes on each device, products, and a command that fits."
+# Options of the measuring commands that decide memory, products, or what is planned for.
+_DECIDING = {
+    "model": ("revision", "task", "dtype", "attn", "trust_remote_code", "allow_pickle", "offline"),
+    "data": ("limit", "max_length", "batch_size"),
+    "operator": ("kind", "product", "params", "exclude", "by", "blocks"),
+    "estimator": (
+        *("preset", "probes", "steps", "k", "which", "reorthogonalise", "method", "diagonal", "krylov_dim", "basis"),
+        *("basis_dtype", "held_out", "top", "damping", "solver", "preconditioner", "tolerance"),
+    ),
+}
+_OWN = ("model", "probe", "devices", "calibrate", "json")
+
+ModelArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL[@REVISION]|CONFIG.json",
+        help=escape("hub id, local folder, a config alone, or demo [HESS_MODEL, else demo]"),
+        show_default=False,
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Put the verb on the app."""
+    app.command("plan", help=_HELP)(with_parameters(_plan, _parameters()))
+
+
+def _parameters() -> list[inspect.Parameter]:
+    """The deciding options of all probes, each once, in the order of their panels."""
+    found = {p.name: p for probe in reversed(PROBES) for p in measuring_parameters(probe)}
+    names = [f"{section}__{key}" for section, keys in _DECIDING.items() for key in keys]
+    return [found[name] for name in names if name in found]
+
+
+def _plan(
+    model: ModelArgument = None,
+    context: typer.Context = None,  # type: ignore[assignment] # typer gives it
+    probe: Annotated[
+        str, typer.Option("--probe", metavar="PROBE", help=f"what is planned: {', '.join(PROBES)}")
+    ] = "density",
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            "--devices",
+            metavar="NxSIZE",
+            help=escape("as 8x80GiB, or 8x80GiB,host=1TiB [what is free here]"),
+            show_default=False,
+        ),
+    ] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", metavar="", help="load the weights, and measure a gradient and a product")
+    ] = False,
+    json: Json = False,
+    **options: Any,
+) -> None:
+    recipe, _ = resolve([("flag", {"probe": probe}), *model_layer(model), ("flag", recipe_values(options))])
+    from hesscli.run.planning.build import make_plan
+    from hesscli.run.planning.devices import found_devices, given_devices
+    from hesscli.run.planning.recommend import none_fits
+    from hesscli.run.planning.table import render
+    from hesscli.run.progress import ProgressListener
+
+    wanted = given_devices(devices) if devices is not None else found_devices()
+    with ProgressListener(progress_console(), quiet=json) as listener:
+        plan = make_plan(recipe, devices=wanted, typed=_typed(context, model), on_event=listener)
+        if calibrate:
+            from hesscli.run.planning.calibrate import calibrated
+
+            plan = calibrated(plan, recipe, on_event=listener)
+    if json:
+        say(plan.model_dump_json(by_alias=True, indent=2))
+    else:
+        console = result_console()
+        with console.capture() as text:
+            render(plan, console)
+        say(text.get().rstrip("\n"))
+    if plan.recommended is None:
+        raise DoesNotFitError(*none_fits(plan))
+
+
+def _typed(context: typer.Context, model: str | None) -> list[str]:
+    """The words to keep for the command that is recommended: the model, and the options that were typed."""
+    words = [] if model is None else [model]
+    for parameter in context.command.params:
+        name, value = parameter.name or "", context.params.get(parameter.name or "")
+        if name in (*_OWN, "operator__product", "data__batch_size") or value in (None, False, []):
+            continue
+        flag = max(parameter.opts, key=len)
+        for one in value if isinstance(value, list | tuple) else [value]:
+            words += [flag] if one is True else [flag, str(one)]
+    return words

@@ -1,0 +1,1 @@
+"""Two reports side by side: may they be compared, and did a figure change?"""

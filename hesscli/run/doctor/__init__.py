@@ -1,0 +1,1 @@
+"""What `hess doctor` looks at: the machine, torch's second derivatives, and every product against dense truth."""

@@ -1,0 +1,135 @@
+"""What a probe asks for: products, and the vectors that it holds while they are made."""
+
+from dataclasses import dataclass
+
+from hesscli.linalg.krylov.extremes import GUARDS, smallest_capacity
+from hesscli.linalg.storage import ROWS
+from hesscli.probes.top_curvature import MOST_STEPS
+from hesscli.probes.trace import Method, basis_length
+from hesscli.recipe import Recipe
+from hesscli.run.figures.solve import LOW_RANK_STEPS, solver_of
+
+_TOGETHER = 4  # vectors that certificates, blocks and the data's error multiply at once
+_SELF_TEST = 5  # products
+_MOST_FOUND = 16  # products that a search for missed eigenvalues takes where it finds none
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A stage of a run: what it holds at its worst moment, a product's own memory not counted."""
+
+    name: str
+    vectors: int
+    """Beside the basis and the results of a product; what goes into it is among them."""
+    together: int = 1
+    """Vectors that are multiplied at once, each with a result."""
+    runs: tuple[int, ...] = ()
+    """The lengths of its bases."""
+
+    @property
+    def basis(self) -> int:
+        """Vectors of the bases as they are allocated, by blocks of rows."""
+        return sum(-(-length // ROWS) * ROWS for length in self.runs)
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """A probe in one of the ways that it may run; it takes the first that there is room for."""
+
+    words: str
+    phases: tuple[Phase, ...]
+    matvecs: int
+    """At most, the self-test's and those that certify with them; a solve or a run of pairs may end sooner."""
+
+    @property
+    def together(self) -> int:
+        """The most vectors that are multiplied at once."""
+        return max(phase.together for phase in self.phases)
+
+
+def demands(recipe: Recipe, *, dimension: int, num_blocks: int) -> list[Demand]:
+    """The ways in which the recipe's probe may run, from the one that needs most memory to the leanest."""
+    test = Phase("self-test", vectors=5)  # two vectors, their products, and the gradient
+    by_probe = {"topk": _topk, "density": _density, "trace": _trace, "solve": _solve}
+    if recipe.probe == "blockdiag":
+        return [_blockdiag(recipe, test, num_blocks)]
+    return by_probe[recipe.probe](recipe, test, dimension)
+
+
+def _topk(recipe: Recipe, test: Phase, dimension: int) -> list[Demand]:
+    estimator = recipe.estimator
+    ends = 2 if estimator.which == "both" else 1
+    pairs, steps = (estimator.k + GUARDS) * ends, min(recipe.budget("steps"), dimension)
+    together = min(_TOGETHER, pairs)
+    certify = Phase("certificates", vectors=together + 1, together=together, runs=(pairs,))
+    held_out = estimator.k * ends if estimator.held_out else 0
+    matvecs = _SELF_TEST + steps + pairs + _MOST_FOUND + estimator.k * ends + held_out
+    least = min(steps, smallest_capacity(estimator.k, estimator.which))
+    lengths = [estimator.krylov_dim] if estimator.krylov_dim is not None else [steps, least]
+    return [
+        Demand(
+            f"basis of {length}" if length >= steps else f"basis of {length}, restarted",
+            (test, Phase("krylov", vectors=2, runs=(min(length, steps),)), certify),
+            matvecs,
+        )
+        for length in dict.fromkeys(lengths)
+    ]
+
+
+def _density(recipe: Recipe, test: Phase, dimension: int) -> list[Demand]:
+    probes, steps = recipe.budget("probes"), min(recipe.budget("steps"), dimension)
+    words = recipe.estimator.reorthogonalise
+    window = int(words.removeprefix("window:")) if words.startswith("window:") else 0
+    found = min(steps, ROWS)  # pairs that converge, a dozen or so in a language model, beside what they are made from
+    outliers = Phase("outliers", vectors=2, runs=(steps, found))
+    data = Phase("data error", vectors=_TOGETHER, together=_TOGETHER)
+    matvecs = _SELF_TEST + (probes + 1) * steps + _TOGETHER
+
+    def sampled(runs: tuple[int, ...], held: int) -> Phase:
+        return Phase("probes", vectors=held * probes + 1, together=probes, runs=runs)
+
+    full = sampled((*[steps] * probes, found), 1)
+    lean = sampled((found,), 2 + window)
+    out = [Demand(f"{probes + 1} bases of {steps}", (test, outliers, full, data), matvecs)]
+    out = out if words in ("auto", "full") else []
+    out.append(Demand(f"basis of {steps} for outliers", (test, outliers, lean, data), matvecs))
+    bare = (test, sampled((), 2 + window), data)
+    return [*out, Demand("no basis", bare, matvecs - steps)]
+
+
+def _trace(recipe: Recipe, test: Phase, dimension: int) -> list[Demand]:
+    asked, probes = recipe.estimator.method, recipe.budget("probes")
+    steps = min(recipe.budget("steps"), dimension)
+    methods: list[Method] = ["krylov", "hutchinson"] if asked == "auto" else [asked]
+    diagonal = 5 if recipe.estimator.diagonal else 0
+    data = Phase("data error", vectors=_TOGETHER + diagonal, together=_TOGETHER)
+    matvecs = _SELF_TEST + probes + steps + _TOGETHER
+    out = []
+    for method in methods:
+        length = basis_length(method, probes=probes, steps=steps)
+        phase = Phase("estimate", vectors=2 + diagonal, runs=(length,) if length else ())
+        out.append(Demand(f"{method}, {f'basis of {length}' if length else 'no basis'}", (test, phase, data), matvecs))
+    return out
+
+
+def _blockdiag(recipe: Recipe, test: Phase, num_blocks: int) -> Demand:
+    probes, top = recipe.budget("probes"), recipe.estimator.top
+    together = min(_TOGETHER, num_blocks)
+    phases = [test, Phase("blocks", vectors=3 + together, together=together)]
+    if top:
+        phases.append(Phase("top curvature", vectors=2, runs=(MOST_STEPS,)))
+    matvecs = _SELF_TEST + probes * (num_blocks + 1) + (MOST_STEPS + top * num_blocks if top else 0)
+    return Demand("no basis" if not top else f"basis of {MOST_STEPS}", tuple(phases), matvecs)
+
+
+def _solve(recipe: Recipe, test: Phase, dimension: int) -> list[Demand]:
+    steps, dampings = recipe.budget("steps"), len(set(recipe.estimator.damping))
+    low_rank = recipe.estimator.preconditioner == "low-rank"
+    length = min(LOW_RANK_STEPS, dimension) if low_rank else 0
+    # The right-hand side, a residual and the recurrence's own; for each damping its iterate, directions and the best.
+    each = 3 if solver_of(recipe) == "cg" else 4
+    iterate = Phase("iterations", vectors=5 + each * dampings, runs=(2 * length,) if length else ())
+    # One run serves every damping; the true residual is a product of its own at every tenth step and at the end.
+    matvecs = _SELF_TEST + length + steps + dampings * (steps // 10 + 1)
+    words = f"basis of {length}" if length else "no basis"
+    return [Demand(words, (test, iterate), matvecs)]

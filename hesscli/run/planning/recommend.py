@@ -1,0 +1,58 @@
+"""The fastest way that fits, exact before inexact, as a command that can be pasted."""
+
+import shlex
+from collections.abc import Sequence
+
+from hesscli.recipe import Recipe
+from hesscli.run.planning.document import Plan, Recommended, Way
+from hesscli.run.planning.table import size
+
+# Weights that are fetched for each product wait for the host: after everything that is resident.
+_OFFLOADED = 100.0
+_ORDER = ("single", "layerwise", "fsdp", "offloaded")
+
+
+def recommended(recipe: Recipe, ways: Sequence[Way], *, typed: Sequence[str], rows: int) -> Recommended | None:
+    """The command for the way whose products take least time; None where none fits.
+
+    `typed` are the words to keep, `rows` what a batch has if nothing is said of it.
+    """
+    fitting = sorted((way for way in ways if way.fits), key=_slowness)
+    if not fitting:
+        return None
+    best = fitting[0]
+    words = ["hess", recipe.probe, *typed, "--product", best.product]
+    if best.product == "jacobian":
+        words = words[:-2]
+    if best.placement == "fsdp":
+        words = ["torchrun", "--nproc-per-node", str(best.num_devices), "-m", "hesscli", *words[1:]]
+        words += ["--placement", "fsdp"]
+    elif best.placement == "layerwise":
+        words += ["--placement", "layerwise"]
+    elif best.placement == "offloaded":
+        words += ["--device-map", "disk", "--offload-dir", "."]
+    if best.batch_size != rows:
+        words += ["--batch-size", str(best.batch_size)]
+    kept = ", graph kept," if best.graph_kept else ""
+    why = f"{best.product}{kept} at {best.gradients:.2g} gradients a product, {best.demand}"
+    why += "" if best.placement == "single" else f", {best.placement} over {best.num_devices}"
+    return Recommended(command=shlex.join(words), why=why if best.exact else f"{why}; not exact: nothing exact fits")
+
+
+def none_fits(plan: Plan) -> tuple[str, str, str]:
+    """Field, what and remedy where no way fits: the least that would."""
+    least = min(plan.ways, key=lambda way: way.total_bytes)
+    devices = plan.devices
+    place = least.placement if least.num_devices == 1 else f"{least.placement} over {least.num_devices}"
+    where = "here" if devices.found else f"on {devices.count} x {size(devices.bytes_each)}"
+    what = f"nothing fits {where}: the least is {size(least.total_bytes)} a device ({least.product}, {place})"
+    if plan.enough is not None:
+        enough = plan.enough
+        return "devices", what, f"{enough.num_devices} such devices hold it ({enough.product}, {enough.placement})"
+    return "devices", what, "use --dtype bfloat16, fewer --params, a smaller --max-length, or larger devices"
+
+
+def _slowness(way: Way) -> tuple[bool, float, int, float]:
+    speed = way.num_devices if way.placement == "fsdp" else 1  # layerwise devices wait for each other
+    slow = way.gradients / speed * (_OFFLOADED if way.placement == "offloaded" else 1.0)
+    return (not way.exact, slow, _ORDER.index(way.placement), way.basis_bytes)

@@ -1,0 +1,65 @@
+"""A run that cannot fit is refused before it starts; one that may is not; and an error of memory has a table."""
+
+import pytest
+import torch
+
+from hesscli.curvature.double_backward import HessianOperator
+from hesscli.curvature.layers.layered import LayeredOperator
+from hesscli.errors import DoesNotFitError
+from hesscli.events import Noted
+from hesscli.recipe.document import resolve
+from hesscli.run.planning import check
+from hesscli.run.session import run
+
+VECTOR = 4 * 101_616  # bytes of a vector of one layer of the demo
+SMALL = {"model.id": "demo", "data.limit": 2, "data.max_length": 16, "output.plots": "none"}
+
+
+def measured(folder, events, probe="trace", **more):
+    values = {"probe": probe, "output.dir": str(folder), "operator.params": ["*layers.0*"], **SMALL, **more}
+    recipe, _ = resolve([("test", values)])
+    return run(recipe, force=False, resume=False, on_event=events.append)
+
+
+def free(monkeypatch, count):
+    monkeypatch.setattr(check, "available_bytes", lambda _device: count)
+
+
+def tables(events):
+    return [e.text for e in events if isinstance(e, Noted) and "placement" in e.text and "fits" in e.text]
+
+
+def test_a_run_without_room_for_its_vectors_is_refused_with_a_table(tmp_path, monkeypatch):
+    free(monkeypatch, 4 * VECTOR)
+    events = []
+    with pytest.raises(DoesNotFitError, match=r"at the least, of which .* for vectors"):
+        measured(tmp_path, events)
+    assert len(tables(events)) == 1
+    assert not list(tmp_path.rglob("report.json"))
+
+
+def test_the_product_of_one_row_is_part_of_what_is_needed(tmp_path, monkeypatch):
+    free(monkeypatch, 9 * VECTOR)
+    monkeypatch.setattr(check, "_least_product", lambda _recipe, _subject: 3 * VECTOR)
+    with pytest.raises(DoesNotFitError):
+        measured(tmp_path / "a", [])
+    monkeypatch.setattr(check, "_least_product", lambda _recipe, _subject: 0)
+    measured(tmp_path / "b", [])
+
+
+def test_what_fits_without_its_basis_is_not_refused(tmp_path, monkeypatch):
+    free(monkeypatch, 30 * VECTOR)  # 8 vectors and a product, but no basis of 16
+    report = measured(tmp_path, [], **{"estimator.probes": 4, "estimator.steps": 4}).report
+    assert report.status == "ok"
+
+
+def test_running_out_of_memory_for_good_ends_with_the_table(tmp_path, monkeypatch):
+    def nothing(self, vs):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(HessianOperator, "matvecs", nothing)
+    monkeypatch.setattr(LayeredOperator, "matvecs", nothing)
+    events = []
+    with pytest.raises(DoesNotFitError):
+        measured(tmp_path, events, **{"operator.product": "double-backward"})
+    assert len(tables(events)) == 1
