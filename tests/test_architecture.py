@@ -110,6 +110,7 @@ def test_files_are_small():
         ["export", "--help"],
         ["report", "--help"],
         ["ls", "."],
+        ["doctor", "--help"],
         ["sweep", "checkpoint-trajectory", "--print-config"],
         ["recipes"],
     ],

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from hesscli.cli.measuring import Json, model_layer
+from hesscli.cli.measuring import model_layer
 from hesscli.cli.options import measuring_parameters, recipe_values, with_parameters
 from hesscli.cli.output import progress_console, result_console, say
 from hesscli.errors import DoesNotFitError
@@ -66,7 +66,7 @@ def _plan(
     calibrate: Annotated[
         bool, typer.Option("--calibrate", metavar="", help="load the weights, and measure a gradient and a product")
     ] = False,
-    json: Json = False,
+    json: Annotated[bool, typer.Option("--json", metavar="", help="the plan and nothing else on stdout")] = False,
     **options: Any,
 ) -> None:
     recipe, _ = resolve([("flag", {"probe": probe}), *model_layer(model), ("flag", recipe_values(options))])

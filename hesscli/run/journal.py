@@ -41,6 +41,7 @@ from hesscli.linalg.space import ParameterSpace, ParameterVector
 from hesscli.report.schema import NonFinite
 from hesscli.run.environment import held_bytes, own_peak_bytes
 from hesscli.run.faults import is_out_of_memory
+from hesscli.run.retreat import RETREAT
 from hesscli.run.storage.folder import JOURNAL, STATE
 
 OBSERVED = {
@@ -79,7 +80,7 @@ class Journal:
         self._file: BinaryIO | None = None
         self._seconds: list[float] = []
         self._gradient_seconds: float | None = None
-        self.step = self.num_replayed = 0
+        self.step = self.num_replayed = self.num_retreats = 0
         self.non_finite = NonFinite()
 
     @contextmanager
@@ -96,7 +97,7 @@ class Journal:
         except BaseException as error:
             text = " ".join(str(error).split())[:300] or type(error).__name__
             word = "failed" if isinstance(error, Exception) else "interrupted"
-            self.end(word, f"{type(error).__name__}: {text}", retreats=None)
+            self.end(word, f"{type(error).__name__}: {text}")
             if not earlier and not self._is_worth_keeping(error):
                 self._path.unlink(missing_ok=True)
             raise
@@ -114,6 +115,7 @@ class Journal:
         elif isinstance(event, Advanced) and event.values:
             self.write("step", stage=event.stage, done=event.done, **event.values)
         elif isinstance(event, Warned):
+            self.num_retreats += event.code == RETREAT
             self.write("warning", code=event.code, text=event.text)
         elif isinstance(event, Noted):
             self.write("note", text=event.text)
@@ -151,7 +153,7 @@ class Journal:
         self.write("products", count=count, seconds=seconds)
         self._seconds += [seconds / count] * count if count else []
 
-    def end(self, status: str, text: str = "", *, retreats: int | None) -> None:
+    def end(self, status: str, text: str = "") -> None:
         """Note how it ended, with the sums over the whole run."""
         total, gradient = sum(self._seconds), self._gradient_seconds
         self.write(
@@ -164,7 +166,7 @@ class Journal:
             latency=_latency(self._seconds),
             gradients=total / gradient if gradient else None,
             non_finite=self.non_finite.model_dump(),
-            retreats=retreats,
+            retreats=self.num_retreats,
         )
 
     def write(self, kind: str, **values: Any) -> None:

@@ -28,6 +28,7 @@ T = TypeVar("T")
 Thing = Literal["graph", "rows", "vectors", "product"]
 Step = tuple[Thing, int]
 """What is given up, and the number of rows or vectors that is left."""
+RETREAT = "out-of-memory"  # the code of the warning of each step
 
 
 class RetreatingOperator:
@@ -72,11 +73,6 @@ class RetreatingOperator:
     def is_layered(self) -> bool:
         """Whether the product is layered now, whatever it was at first."""
         return isinstance(self._operator, LayeredOperator)
-
-    @property
-    def num_retreats(self) -> int:
-        """How often something was given up."""
-        return len(self._steps)
 
     @property
     def num_rows(self) -> int | None:
@@ -171,7 +167,7 @@ class RetreatingOperator:
         return max(len(batch.targets) for batch in self._risk.batches)
 
     def _say(self, what: str) -> None:
-        self._on_event(Warned("out-of-memory", f"memory ran out: {what}"))
+        self._on_event(Warned(RETREAT, f"memory ran out: {what}"))
 
 
 def free_memory() -> None:

@@ -197,7 +197,7 @@ def _measured(
         findings.status, findings.status_text = "untrustworthy", str(error)
     for warning in differences.warnings(noise=noise) if differences else []:
         listener(warning)
-    journal.end(findings.status, findings.status_text, retreats=patient.num_retreats)
+    journal.end(findings.status, findings.status_text)
     return schema.Report(
         status=findings.status,
         status_text=findings.status_text,
@@ -224,7 +224,7 @@ def _measured(
             gradient_seconds=gradient_seconds,
             peak_bytes=peak_bytes(),
             non_finite=journal.non_finite,
-            retreats=patient.num_retreats,
+            retreats=journal.num_retreats,
         ),
         environment=environment(subject.checkpoint.input_device),
         artifacts=[save_vectors(folder, subject.risk.space, file, run_id=journal.run_id) for file in findings.files],

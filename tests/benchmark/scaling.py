@@ -21,6 +21,7 @@ LEGEND = [
     "relative difference of u.Hv, for a random u, from one process",
 ]
 _COUNTS = (1, 2)
+_PATIENCE = 3600
 
 
 def scaling_rows(name, repeats, *, say):
@@ -29,7 +30,7 @@ def scaling_rows(name, repeats, *, say):
     found = {}
     for count in _COUNTS:
         say(f"{name}: {count} processes")
-        found[count] = on_ranks(count, products, name, repeats)
+        found[count] = on_ranks(count, products, name, repeats, seconds=_PATIENCE)
     for what in found[1][0]:
         first = found[1][0][what]
         for count in _COUNTS:

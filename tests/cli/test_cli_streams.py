@@ -136,7 +136,7 @@ def test_the_folder_is_whole_and_its_recipe_replays_the_run(hess, checkpoint, tm
     assert folder.parent.relative_to(tmp_path).as_posix() == "out/qwen3/main"
     names = {path.name for path in folder.iterdir()}
     report = Report.model_validate_json((folder / "report.json").read_text())
-    assert names == {"report.json", "recipe.yaml", *report.artifacts}
+    assert names == {"report.json", "recipe.yaml", "journal.jsonl", *report.artifacts}
     assert names >= {f"{figure}.{ending}" for figure in figures for ending in ("png", "svg", "csv")}
     assert folder.name == f"{probe}-{report.run_id}"
     assert not [*tmp_path.rglob("*.part")]

@@ -9,10 +9,9 @@ import tempfile
 from pathlib import Path
 
 TESTS = Path(__file__).parent.parent
-_SECONDS = 120
 
 
-def on_ranks(count, function, *arguments, expect=0):
+def on_ranks(count, function, *arguments, expect=0, seconds=170):
     """What `function(ranks, *arguments)` returns on each rank; it stands at the top of a module of this folder.
 
     With `expect`, the exit code that every rank is to have, or each one's, what they said on stderr is returned.
@@ -21,7 +20,11 @@ def on_ranks(count, function, *arguments, expect=0):
         call = Path(folder) / "call"
         call.write_bytes(pickle.dumps((function.__module__.split(".")[-1], function.__name__, arguments)))
         processes = [_start(rank, count, free, call) for free in [_free_port()] for rank in range(count)]
-        said = [p.communicate(timeout=_SECONDS)[1] for p in processes]
+        try:
+            said = [p.communicate(timeout=seconds)[1] for p in processes]
+        finally:
+            for process in processes:
+                process.kill()
         codes = [p.returncode for p in processes]
         expected = expect if isinstance(expect, list) else [expect] * count
         assert codes == expected, "\n".join([str(codes), *said])

@@ -193,7 +193,23 @@ def test_a_run_that_memory_ran_out_of_leaves_its_journal_and_counts_its_retreats
     assert ended["status"] == "failed"
     assert "memory" in ended["text"]
     warned = [line for line in lines_of(file.parent, "warning") if line["code"] == "out-of-memory"]
-    assert len(warned) >= 2
+    assert ended["retreats"] == len(warned) >= 2
+
+
+def test_a_retreat_is_counted_where_the_run_went_on(tmp_path, monkeypatch):
+    products, calls = RetreatingOperator._products, []
+
+    def short_once(self, vs):
+        calls.append(1)
+        if len(calls) == 7:
+            raise torch.OutOfMemoryError
+        return products(self, vs)
+
+    monkeypatch.setattr(RetreatingOperator, "_products", short_once)
+    outcome = measured("trace", tmp_path, **{"estimator.probes": 2, "estimator.steps": 2})
+    assert outcome.report.status == "ok"
+    assert outcome.report.cost.retreats == 1
+    assert lines_of(outcome.folder, "ended")[0]["retreats"] == 1
 
 
 def test_a_run_that_is_refused_leaves_nothing(tmp_path):

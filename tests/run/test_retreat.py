@@ -224,7 +224,7 @@ def read(outcome):
     ("probe", "more"),
     [
         ("topk", {"estimator.k": 2, "estimator.steps": 30}),
-        ("trace", {"estimator.probes": 4, "estimator.steps": 4}),
+        ("trace", {"estimator.probes": 4, "estimator.steps": 4, "data.limit": 32}),  # groups of two rows
         ("density", {"estimator.probes": 2, "estimator.steps": 6}),
     ],
 )
@@ -246,6 +246,7 @@ def test_a_run_that_ran_out_of_memory_gives_the_same_report(probe, more, tmp_pat
     assert short["status"] == whole["status"]
     for name, (value, ci, data) in figures(whole).items():
         found = figures(short)[name]
+        assert short["metrics"][name]["n"] == whole["metrics"][name]["n"]
         for one, other in ((value, found[0]), (data, found[2]), *zip(ci or (), found[1] or (), strict=True)):
             if one is not None:
                 assert other == pytest.approx(one, rel=2e-3, abs=1e-5), name

@@ -87,6 +87,8 @@ def check_rounding(error: float | None) -> list[Warned]:
 
 
 def _fits_in_float32(risk: EmpiricalRisk) -> bool:
+    if risk.space.ranks.device is not None:  # shared by processes: none of them has the whole model
+        return False
     needed: dict[torch.device, int] = {}
     for p in risk.model.parameters():
         needed[p.device] = needed.get(p.device, 0) + 4 * p.numel()

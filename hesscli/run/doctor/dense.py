@@ -1,8 +1,6 @@
 """Curvature matrices of a small set of parameters, dense and in float64, by torch.func: none of hess's products."""
 
 import copy
-from collections.abc import Mapping
-
 import torch
 from torch import nn
 from torch.func import functional_call, hessian, jacfwd
@@ -48,7 +46,7 @@ def dense_matrices(risk: EmpiricalRisk, *, seed: int) -> dict[str, torch.Tensor]
     return {kind: matrix.cpu() for kind, matrix in found.items()}
 
 
-def _parts(flat: torch.Tensor, risk: EmpiricalRisk) -> Mapping[str, torch.Tensor]:
+def _parts(flat: torch.Tensor, risk: EmpiricalRisk) -> dict[str, torch.Tensor]:
     pieces = flat.split(list(risk.space.numels))
     return {
         name: piece.view(shape) for name, piece, shape in zip(risk.space.names, pieces, risk.space.shapes, strict=True)

@@ -63,9 +63,11 @@ def _one_of_each(found: list[Device]) -> list[torch.device]:
 def _of_derivatives(tried: list[Tried]) -> list[Trouble]:
     out = []
     for one in tried:
-        if not one.relied_on:
-            continue  # hess takes another kernel while it differentiates
-        if one.double_backward != "yes":
+        if not one.relied_on:  # hess takes another kernel while it differentiates
+            if "wrong" in (one.double_backward, one.forward_mode):
+                text = f"second derivatives of {one.operation} are wrong on {one.device}, without an error"
+                out.append(Trouble(failed=False, text=text, remedy="hess does not use them; other programs may"))
+        elif one.double_backward != "yes":
             word = "are wrong" if one.double_backward == "wrong" else "are missing"
             text = f"second derivatives of {one.operation} {word} on {one.device}"
             out.append(Trouble(failed=True, text=text, remedy="use --product finite-difference, or another torch"))

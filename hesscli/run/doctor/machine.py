@@ -65,7 +65,7 @@ def settings(found: list[str]) -> dict[str, str]:
     offline = any(environment.get(name, "").upper() in _ON for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
     return {
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()} cores",
-        "float32 products": f"{', '.join(dict.fromkeys(found))} at the start, {', '.join(dict.fromkeys(precisions()))} in runs",
+        "TF32 switches": f"{' '.join(found)} at the start, {' '.join(precisions())} in runs (matmul conv rnn)",
         "deterministic algorithms": "on" if torch.are_deterministic_algorithms_enabled() else "off",
         "hub": "offline" if offline else "online where a checkpoint is not in the cache",
         "hub token": "set" if environment.get("HF_TOKEN") else "not in HF_TOKEN",

@@ -29,8 +29,10 @@ def render(found: Examination, console: Console) -> None:
             f"{device.name}: {device.hardware}, {size(device.free_bytes)} free of {size(device.total_bytes)}, "
             f"float32 products to {device.fp32_error:.0e}"
         )
-    for table in (_tried_table(found.derivatives), _test_table(found.self_tests)):
-        console.print(Padding(table, (1, 0, 0, 0), expand=False))
+    console.print(Padding(_tried_table(found.derivatives), (1, 0, 0, 0), expand=False))
+    if any(not one.relied_on for one in found.derivatives):
+        line("* not relied on: other kernels are taken while products are made")
+    console.print(Padding(_test_table(found.self_tests), (1, 0, 0, 0), expand=False))
     console.print()
     for trouble in found.troubles:
         word, style = ("FAILED", "bold red") if trouble.failed else ("note", "")
@@ -50,9 +52,6 @@ def _tried_table(tried: list[Tried]) -> Table:
         answers = zip((one.double_backward, one.forward_mode), one.errors, strict=True)
         cells += [answer if error is None else f"{answer} ({error:.0e})" for answer, error in answers]
         table.add_row(*map(Text, cells))
-    if any(not one.relied_on for one in tried):
-        table.caption = "* not relied on: other kernels are taken while products are made"
-        table.caption_justify = "left"
     return table
 
 

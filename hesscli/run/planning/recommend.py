@@ -35,7 +35,8 @@ def recommended(recipe: Recipe, ways: Sequence[Way], *, typed: Sequence[str], ro
         words += ["--batch-size", str(best.batch_size)]
     kept = ", graph kept," if best.graph_kept else ""
     why = f"{best.product}{kept} at {best.gradients:.2g} gradients a product, {best.demand}"
-    why += "" if best.placement == "single" else f", {best.placement} over {best.num_devices}"
+    if best.placement != "single":
+        why += f", {best.placement}" if best.num_devices == 1 else f", {best.placement} over {best.num_devices}"
     return Recommended(command=shlex.join(words), why=why if best.exact else f"{why}; not exact: nothing exact fits")
 
 
