@@ -1,6 +1,7 @@
 """Curvature matrices of a small set of parameters, dense and in float64, by torch.func: none of hess's products."""
 
 import copy
+
 import torch
 from torch import nn
 from torch.func import functional_call, hessian, jacfwd
