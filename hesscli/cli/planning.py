@@ -96,7 +96,8 @@ def _plan(
 
 def _typed(context: typer.Context, model: str | None) -> list[str]:
     """The words to keep for the command that is recommended: the model, and the options that were typed."""
-    words = [] if model is None else [model]
+    bare = model is not None and model.endswith(".json")  # a config has no weights that the command could measure
+    words = [] if model is None else ["MODEL" if bare else model]
     for parameter in context.command.params:
         name, value = parameter.name or "", context.params.get(parameter.name or "")
         if name in (*_OWN, "operator__product", "data__batch_size") or value in (None, False, []):

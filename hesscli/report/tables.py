@@ -42,8 +42,8 @@ def metric_cells(metric: Metric) -> tuple[str, str, str]:
         return value, error, "parts not measured"
     name, size = source
     only = "; other parts not measured" if len(known_parts(metric.errors)) == 1 else ""
-    if name == "data":  # the interval is for this slice, not for the data it stands for
-        only = ", not in the bar"
+    if name == "data":  # intervals are for this slice, but for the spread between its rows, which has no other error
+        only = "" if size == metric.stderr else ", not in the bar"
     return value, error, f"{name} ({significant(size, 2)}){only}"
 
 

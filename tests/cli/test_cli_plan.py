@@ -39,6 +39,12 @@ def test_the_command_that_is_recommended_runs(hess, checkpoint):
     assert run.code == 0, run.err
 
 
+def test_a_config_alone_gives_a_command_with_room_for_its_model(hess, checkpoint):
+    ended = hess("plan", checkpoint / "config.json", *SMALL, "--json")
+    assert ended.code == 0, ended.err
+    assert shlex.split(json.loads(ended.out)["recommended"]["command"])[2] == "MODEL"
+
+
 def test_nothing_fits_ends_in_5_with_the_table_and_the_least_that_would(hess, checkpoint):
     ended = hess("plan", checkpoint, *SMALL, "--devices", "10KiB")
     assert ended.code == 5

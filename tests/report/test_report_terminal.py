@@ -7,7 +7,7 @@ import known_reports
 import pytest
 from rich.console import Console
 
-from hesscli.report.schema import Eigenpair
+from hesscli.report.schema import Eigenpair, Errors, Metric
 from hesscli.report.sentence import sentence
 from hesscli.report.sketch import sketch
 from hesscli.report.terminal import render
@@ -81,6 +81,13 @@ def test_a_loss_without_a_value_says_why():
     report = known_reports.trace_report()
     report.loss.value, report.loss.reason = None, "overflow in float32"
     assert "loss — (overflow in float32)" in words(printed(report))
+
+
+def test_the_spread_between_rows_has_their_error_in_its_bar():
+    report = known_reports.trace_report()
+    spread = Metric(value=82.0, stderr=34.0, ci=(9.0, 155.0), errors=Errors(data=34.0))
+    report.metrics = {"trace_batch_spread": spread}
+    assert words(row(printed(report), "trace_batch_spread")) == "trace_batch_spread 82 73 data (34)"
 
 
 def test_each_metric_has_its_error_and_the_main_source_of_it():
