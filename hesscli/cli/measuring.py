@@ -47,6 +47,13 @@ LogTo = Annotated[
         show_default=False,
     ),
 ]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", metavar="", help="say what the run would need, measure nothing", rich_help_panel="Output"
+    ),
+]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", metavar="", help="a line on stderr for each step")]
 ModelArgument = Annotated[
     str | None,
     typer.Argument(
@@ -76,8 +83,11 @@ def register(app: typer.Typer) -> None:
 def _verb(probe: str) -> Any:
     def command(
         model: ModelArgument = None,
+        context: typer.Context = None,  # type: ignore[assignment] # typer gives it
         json: Json = False,
         quiet: Quiet = False,
+        verbose: Verbose = False,
+        dry_run: DryRun = False,
         force: Force = False,
         no_resume: NoResume = False,
         strict: Strict = False,
@@ -90,8 +100,12 @@ def _verb(probe: str) -> Any:
         **options: Any,
     ) -> None:
         layers = [("command", {"probe": probe}), *model_layer(model), ("flag", recipe_values(options))]
+        if dry_run:
+            _plan(layers, json=json, typed=typed_words(context, model))
+            return
         gates = _GateWishes(asserts, baseline, on_inconclusive)
-        _measure(layers, _Wishes(json, quiet, force, not no_resume, strict, print_config, report, log_to or [], gates))
+        wishes = _Wishes(json, quiet, verbose, force, not no_resume, strict, print_config, report, log_to or [], gates)
+        _measure(layers, wishes)
 
     return command
 
@@ -105,6 +119,8 @@ def _run(
     ] = None,
     json: Json = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
+    dry_run: DryRun = False,
     force: Force = False,
     no_resume: NoResume = False,
     strict: Strict = False,
@@ -121,8 +137,36 @@ def _run(
     if any(key.partition(".")[0] in SWEEP_KEYS for key in (*values, *changed)):
         raise UsageError("matrix", f"{recipe} is a recipe of many cells", f"use hess sweep {recipe}, or drop ~matrix")
     layers: list[tuple[str, Values]] = [("recipe", values), ("override", changed)]
+    if dry_run:
+        _plan(layers, json=json, typed=None)
+        return
     gates = _GateWishes(asserts, baseline, on_inconclusive, path.parent)
-    _measure(layers, _Wishes(json, quiet, force, not no_resume, strict, print_config, report, log_to or [], gates))
+    wishes = _Wishes(json, quiet, verbose, force, not no_resume, strict, print_config, report, log_to or [], gates)
+    _measure(layers, wishes)
+
+
+def typed_words(context: typer.Context, model: str | None) -> list[str]:
+    """The words to keep for a command that is recommended: the model, and the options that were typed."""
+    bare = model is not None and model.endswith(".json")  # a config has no weights that the command could measure
+    words = [] if model is None else ["MODEL" if bare else model]
+    for parameter in context.command.params:
+        name, value = parameter.name or "", context.params.get(parameter.name or "")
+        if name in _NOT_KEPT or value in (None, False, []) or value == parameter.default:
+            continue
+        flag = max(parameter.opts, key=len)
+        for one in value if isinstance(value, list | tuple) else [value]:
+            words += [flag] if one is True else [flag, str(one)]
+    return words
+
+
+# What a recommended command says itself, and what only asks for the plan.
+_NOT_KEPT = ("model", "probe", "devices", "calibrate", "json", "dry_run", "operator__product", "data__batch_size")
+
+
+def _plan(layers: list[tuple[str, Values]], *, json: bool, typed: list[str] | None) -> None:
+    from hesscli.cli.planning import show_plan
+
+    show_plan(resolve(layers)[0], json=json, typed=typed)
 
 
 def model_layer(argument: str | None) -> list[tuple[str, Values]]:
@@ -150,6 +194,7 @@ class _Wishes:
 
     json: bool
     quiet: bool
+    verbose: bool
     force: bool
     resume: bool
     strict: bool
@@ -177,7 +222,7 @@ def _measure(layers: list[tuple[str, Values]], wishes: _Wishes) -> None:
     from hesscli.run.progress import ProgressListener
     from hesscli.run.tracking import track, usable
 
-    listener = ProgressListener(progress_console(), quiet=wishes.quiet)
+    listener = ProgressListener(progress_console(), quiet=wishes.quiet, verbose=wishes.verbose)
     trackers = usable(wishes.log_to, on_event=listener)
     from hesscli.run.together import together
 

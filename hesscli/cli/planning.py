@@ -6,11 +6,11 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from hesscli.cli.measuring import model_layer
+from hesscli.cli.measuring import model_layer, typed_words
 from hesscli.cli.options import measuring_parameters, recipe_values, with_parameters
 from hesscli.cli.output import progress_console, result_console, say
 from hesscli.errors import DoesNotFitError
-from hesscli.recipe import PROBES
+from hesscli.recipe import PROBES, Recipe
 from hesscli.recipe.document import resolve
 
 _HELP = "What a run will need, from a config alone: bytes on each device, products, and a command that fits."
@@ -24,7 +24,6 @@ _DECIDING = {
         *("basis_dtype", "held_out", "top", "damping", "solver", "preconditioner", "tolerance"),
     ),
 }
-_OWN = ("model", "probe", "devices", "calibrate", "json")
 
 ModelArgument = Annotated[
     str | None,
@@ -70,6 +69,16 @@ def _plan(
     **options: Any,
 ) -> None:
     recipe, _ = resolve([("flag", {"probe": probe}), *model_layer(model), ("flag", recipe_values(options))])
+    show_plan(recipe, json=json, typed=typed_words(context, model), devices=devices, calibrate=calibrate)
+
+
+def show_plan(
+    recipe: Recipe, *, json: bool, typed: list[str] | None, devices: str | None = None, calibrate: bool = False
+) -> None:
+    """Print the plan of a recipe's run; without the words that were `typed` no command is recommended.
+
+    Raises DoesNotFitError where nothing fits.
+    """
     from hesscli.run.planning.build import make_plan
     from hesscli.run.planning.devices import found_devices, given_devices
     from hesscli.run.planning.recommend import none_fits
@@ -78,11 +87,14 @@ def _plan(
 
     wanted = given_devices(devices) if devices is not None else found_devices()
     with ProgressListener(progress_console(), quiet=json) as listener:
-        plan = make_plan(recipe, devices=wanted, typed=_typed(context, model), on_event=listener)
+        plan = make_plan(recipe, devices=wanted, typed=typed or [], on_event=listener)
         if calibrate:
             from hesscli.run.planning.calibrate import calibrated
 
             plan = calibrated(plan, recipe, on_event=listener)
+    nothing = plan.recommended is None
+    if typed is None:
+        plan = plan.model_copy(update={"recommended": None})
     if json:
         say(plan.model_dump_json(by_alias=True, indent=2))
     else:
@@ -90,19 +102,5 @@ def _plan(
         with console.capture() as text:
             render(plan, console)
         say(text.get().rstrip("\n"))
-    if plan.recommended is None:
+    if nothing:
         raise DoesNotFitError(*none_fits(plan))
-
-
-def _typed(context: typer.Context, model: str | None) -> list[str]:
-    """The words to keep for the command that is recommended: the model, and the options that were typed."""
-    bare = model is not None and model.endswith(".json")  # a config has no weights that the command could measure
-    words = [] if model is None else ["MODEL" if bare else model]
-    for parameter in context.command.params:
-        name, value = parameter.name or "", context.params.get(parameter.name or "")
-        if name in (*_OWN, "operator__product", "data__batch_size") or value in (None, False, []):
-            continue
-        flag = max(parameter.opts, key=len)
-        for one in value if isinstance(value, list | tuple) else [value]:
-            words += [flag] if one is True else [flag, str(one)]
-    return words

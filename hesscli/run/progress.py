@@ -12,16 +12,19 @@ _EVERY = 30.0  # seconds between plain lines
 
 
 class ProgressListener:
-    """Listens to a run's events and shows them; warnings are shown whatever the verbosity."""
+    """Listens to a run's events and shows them; warnings are shown whatever the verbosity.
 
-    def __init__(self, console: Console, *, quiet: bool) -> None:
-        self._console, self._quiet = console, quiet
+    `verbose` has a line for each step in place of a bar.
+    """
+
+    def __init__(self, console: Console, *, quiet: bool, verbose: bool = False) -> None:
+        self._console, self._quiet, self._every = console, quiet, 0.0 if verbose else _EVERY
         self._total: int | None = None
         self._unit, self._stage = "", ""
         self._begun = self._said = time.monotonic()
         self._task: TaskID | None = None
         self._bar: Progress | None = None
-        if console.is_interactive and not quiet:
+        if console.is_interactive and not quiet and not verbose:
             self._bar = Progress(
                 TextColumn("{task.description:<10}"),
                 BarColumn(bar_width=28),
@@ -72,7 +75,7 @@ class ProgressListener:
             self._bar.update(self._task, completed=event.done, detail=event.detail)
             return
         now = time.monotonic()
-        if now - self._said < _EVERY or not event.done:
+        if now - self._said < self._every or not event.done:
             return
         self._said = now
         total = f" of {self._total}" if self._total else ""

@@ -1,7 +1,7 @@
 """What products and probes cost, beside other libraries, as Markdown tables.
 
-Usage: python tests/benchmark [--what products|probes|scaling|all] [--model demo|8m|all] [--repeats N] [--threads N]
-       [--cpu-time]
+Usage: python tests/benchmark [--what products|probes|scaling|startup|all] [--model demo|8m|all] [--repeats N]
+       [--threads N] [--cpu-time]
 """
 
 import argparse
@@ -14,6 +14,7 @@ import blockdiag_cost
 import eigenpairs
 import lanczos_cost
 import scaling
+import startup
 import torch
 from measuring import cells, measure
 from subjects import SUBJECTS
@@ -26,7 +27,7 @@ _COLUMNS = ["model", "product", "seconds", "gradients", "min..max", "relative di
 
 def _arguments():
     parser = argparse.ArgumentParser(prog="tests/benchmark", description=__doc__.splitlines()[0])
-    parser.add_argument("--what", choices=["products", "probes", "scaling", "all"], default="all")
+    parser.add_argument("--what", choices=["products", "probes", "scaling", "startup", "all"], default="all")
     parser.add_argument("--model", choices=[*SUBJECTS, "all"], default="all")
     parser.add_argument("--repeats", type=int, default=7, help="turns of the products; the median is shown")
     parser.add_argument("--threads", type=int, help="torch's threads; its own choice if left out")
@@ -76,6 +77,9 @@ def main():
     clock = time.process_time if arguments.cpu_time else time.perf_counter
     subjects = [SUBJECTS[name]() for name in chosen]
     good = True
+    if arguments.what in ("startup", "all"):
+        legend = [line.format(repeats=arguments.repeats) for line in startup.LEGEND]
+        write_table(startup.COLUMNS, startup.startup_rows(arguments.repeats, say=_say), legend)
     if arguments.what in ("scaling", "all"):
         rows = [row for name in chosen for row in scaling.scaling_rows(name, arguments.repeats, say=_say)]
         write_table(scaling.COLUMNS, rows, scaling.LEGEND)

@@ -81,3 +81,27 @@ def test_calibration_gives_seconds(hess, checkpoint):
     single = [way for way in plan.ways if way.placement == "single"]
     for way in single:
         assert way.seconds == pytest.approx(way.matvecs * way.gradients * plan.calibration.gradient_seconds)
+
+
+def test_a_dry_run_is_the_plan_of_that_command_and_measures_nothing(hess, checkpoint, tmp_path):
+    planned = hess("plan", checkpoint, *SMALL, "--probe", "topk", "--k", 2, "--json")
+    dry = hess("topk", checkpoint, *SMALL, "--k", 2, "-d", checkpoint.parent / "rows.jsonl", "--dry-run", "--json")
+    assert dry.code == 0, dry.err
+    one, other = json.loads(planned.out), json.loads(dry.out)
+    assert one["ways"] == other["ways"]
+    assert shlex.split(other["recommended"]["command"])[:2] == ["hess", "topk"]
+    assert "-d" in other["recommended"]["command"] or "--dataset" in other["recommended"]["command"]
+    assert not [*checkpoint.parent.rglob("report.json")]
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text("probe: topk\n")
+    run = hess("run", recipe, f"model.id={checkpoint}", "data.limit=4", "data.max_length=24", "--dry-run")
+    assert run.code == 0, run.err
+    assert "layered" in run.out
+    assert "recommended" not in run.out  # a command of flags is no `hess run`
+
+
+def test_verbose_has_a_line_for_each_step(hess, checkpoint):
+    words = ("trace", checkpoint, *SMALL, "-d", checkpoint.parent / "rows.jsonl", "--probes", 3, "--steps", 3)
+    few = hess(*words, "--plots", "none", "-o", "few")
+    many = hess(*words, "--plots", "none", "-o", "many", "-v")
+    assert len(many.err.splitlines()) >= len(few.err.splitlines()) + 6

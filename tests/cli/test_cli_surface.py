@@ -7,9 +7,7 @@ import typer
 from hesscli.cli.app import app
 from hesscli.recipe.document import known_paths
 
-OUTPUT = (
-    "--force --help --json --log-to --no-resume --output-dir --plots --print-config --quiet --report --strict -h -o -q"
-)
+OUTPUT = "--dry-run --force --help --json --log-to --no-resume --output-dir --plots --print-config --quiet --report --strict --verbose -h -o -q -v"
 GATE = "--assert --baseline --on-inconclusive"
 MODEL = "--allow-pickle --attn --device-map --dtype --max-memory --offline --offload-dir --placement --revision --task --trust-remote-code"
 DATA = "--batch-size --column --config-name --dataset --dataset-revision --limit --mask-prompt --max-length --no-pack --pack --split --target-column -L -b -d"
@@ -21,7 +19,7 @@ OPTIONS = {
     "trace": f"{SHARED} --basis --basis-dtype --blocks --by --diagonal --method --probes --steps",
     "blockdiag": f"{SHARED} --blocks --by --probes --top",
     "solve": f"{SHARED} --damping --preconditioner --rhs --solver --steps --tolerance",
-    "run": f"{GATE} --force --help --json --log-to --no-resume --print-config --quiet --report --strict -h -q",
+    "run": f"{GATE} --dry-run --verbose -v --force --help --json --log-to --no-resume --print-config --quiet --report --strict -h -q",
     "plan": "--allow-pickle --attn --basis --basis-dtype --batch-size --blocks --by --calibrate --damping --devices --diagonal --dtype --exclude --held-out --help --json --k --krylov-dim --limit --max-length --method --offline --operator --params --preconditioner --preset --probe --probes --product --reorthogonalise --revision --solver --steps --task --tolerance --top --trust-remote-code --which -L -b -h -k",
     "sweep": "--assert --baseline --dry-run --help --json --on-inconclusive --output-dir --print-config --probe --quiet --retry-failed --shard -h -o -q",
     "recipes": "--help --json -h",
