@@ -213,6 +213,7 @@ def begun(*words):
     return subprocess.Popen(
         [sys.executable, "-m", "hesscli", *words],
         env={**known, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores it from the start
     )  # fmt: skip
 
 
