@@ -67,13 +67,10 @@ class HessianCallback(TrainerCallback):
         if on_error not in ("warn", "raise"):
             raise UsageError("on_error", f"{on_error!r} is not allowed", "use warn or raise")
         self._every, self._at_start, self._at_end, self._on_error = every, at_start, at_end, on_error
-        self._values = {"probe": probe, "data.pack": False, **(recipe or {})}
+        self._values = {"probe": probe, **(recipe or {})}
         self._dataset, self._output_dir = dataset, output_dir
-        if isinstance(dataset, str):
-            self._values |= {"data.id": dataset}
-            self._values.pop("data.pack") if "data.pack" not in (recipe or {}) else None
         for key in ("model.id", "output.dir", "data.id"):
-            if key in (recipe or {}):
+            if key in self._values:
                 raise UsageError("recipe", f"{key} is the callback's own", "use output_dir and dataset")
         self._limit = self._recipe(model=".", data=".", output=".").data.limit
         self._rows: list[dict[str, Any]] | None = None
@@ -143,9 +140,8 @@ class HessianCallback(TrainerCallback):
         control.should_log = due
 
     def _recipe(self, *, model: str, data: str, output: str) -> Recipe:
-        own = {"model.id": model, "output.dir": output}
-        if not isinstance(self._dataset, str):
-            own["data.id"] = data
+        named = self._dataset if isinstance(self._dataset, str) else data
+        own = {"model.id": model, "output.dir": output, "data.id": named}
         return resolve([("callback", self._values | own)])[0]
 
 

@@ -56,6 +56,11 @@ def metric(value):
     return schema.Metric(value=value)
 
 
+def measured(operator, **settings):
+    """A density of a Hessian whose products are exact."""
+    return density(operator, semi_definite=False, noise=0.0, seed=0, on_event=ignore, **settings)
+
+
 def test_moments_without_a_group_are_those_of_the_other_rows():
     risk, groups, operator = subject()
     metrics = {name: metric(v) for name, v in (("trace", 3.0), ("mean_eigenvalue", 0.1), ("frobenius_norm", 7.0))}
@@ -79,18 +84,7 @@ def test_moments_without_a_group_are_those_of_the_other_rows():
 
 def test_the_ends_of_a_density_without_a_group_are_rayleigh_quotients_on_the_other_rows():
     _, groups, operator = subject()
-    result = density(
-        operator,
-        probes=1,
-        steps=30,
-        deflate=True,
-        window=None,
-        semi_definite=False,
-        noise=0.0,
-        seed=0,
-        on_event=ignore,
-        quadratic_forms=groups.forms(operator),
-    )
+    result = measured(operator, probes=1, steps=30, deflate=True, window=None, quadratic_forms=groups.forms(operator))
     high, low = result.quadratures[0].values[[-1, 0]]
     metrics = {"lambda_max": metric(high), "lambda_min": metric(low), "spectral_radius": metric(high)}
     samples = {}
@@ -102,35 +96,14 @@ def test_the_ends_of_a_density_without_a_group_are_rayleigh_quotients_on_the_oth
     assert samples["spectral_radius"].data == np.abs(samples[larger].data).tolist()
     # An eigenvector's quotient on other rows is what their own eigenvalue exceeds.
     for without, one in zip(samples["lambda_max"].data, left_out(), strict=True):
-        again = density(
-            HessianOperator(one, keep_graph=True),
-            probes=1,
-            steps=30,
-            deflate=True,
-            window=None,
-            semi_definite=False,
-            noise=0.0,
-            seed=0,
-            on_event=ignore,
-        )
+        again = measured(HessianOperator(one, keep_graph=True), probes=1, steps=30, deflate=True, window=None)
         assert without <= again.quadratures[0].values[-1] * (1 + 1e-5)
 
 
 @pytest.mark.parametrize("window", [None, 0])
 def test_an_end_that_nobody_holds_a_vector_of_has_no_forms(window):
     _, groups, operator = subject()
-    result = density(
-        operator,
-        probes=2,
-        steps=3,
-        deflate=False,
-        window=window,
-        semi_definite=False,
-        noise=0.0,
-        seed=0,
-        on_event=ignore,
-        quadratic_forms=groups.forms(operator),
-    )
+    result = measured(operator, probes=2, steps=3, deflate=False, window=window, quadratic_forms=groups.forms(operator))
     assert sorted(result.end_forms) == ([-1, 1] if window is None else [])
     for sign, one in result.end_forms.items():
         ends = [q.values[-1 if sign > 0 else 0] for q in result.quadratures]

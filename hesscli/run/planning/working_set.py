@@ -15,12 +15,11 @@ from hesscli.curvature.gauss_newton import GGNOperator
 from hesscli.curvature.layers.layered import LayeredOperator
 from hesscli.curvature.layers.stack import Stack, UnknownStructureError, find_stack
 from hesscli.curvature.losses import scores, twice_differentiable_attention
-from hesscli.curvature.risk import EmpiricalRisk
+from hesscli.curvature.risk import LOOKED_AT, EmpiricalRisk
 from hesscli.curvature.score_curvature import SoftmaxCurvature
 from hesscli.run.planning.meta_bytes import MetaBytes
 
 Work = Literal["gradient", "graph-kept", "double-backward", "layered", "finite-difference", "jacobian", "layered-ggn"]
-_LOOKED_AT = 32  # positions of the row that a model's structure is found on
 # Experts of a mixture that run in a count, each about 15 operations. What the bytes grow by from the one number to the
 # other, one expert's share of a layer's gradient each, they grow by for every expert more.
 _EXPERTS = 8, 16
@@ -100,7 +99,7 @@ class _Counter:
         self._missing = ""
         try:
             with self._mode():
-                self._stack = find_stack(risk.first_row(most=_LOOKED_AT))
+                self._stack = find_stack(risk.first_row(most=LOOKED_AT))
         except (UnknownStructureError, *_BEYOND) as reason:
             self._missing = " ".join(str(reason).split())[:120]
         self.chunk: int | None = None
