@@ -113,17 +113,17 @@ class MinimalBasis:
             self._rows[place][self._length] = part._entries
         self._length += 1
 
-    def _filled(self):
-        return [rows[: self._length] for rows in self._rows]
+    def _filled(self, first=0):
+        return [rows[first : self._length] for rows in self._rows]
 
     def vector(self, i):
         return Vector(Part(place, rows[i].copy()) for place, rows in enumerate(self._filled()))
 
-    def inner(self, v):
-        return sum(rows @ part._entries for rows, part in zip(self._filled(), v._parts, strict=True))
+    def inner(self, v, *, first=0):
+        return sum(rows @ part._entries for rows, part in zip(self._filled(first), v._parts, strict=True))
 
-    def subtract(self, coefficients, v):
-        for rows, part in zip(self._filled(), v._parts, strict=True):
+    def subtract(self, coefficients, v, *, first=0):
+        for rows, part in zip(self._filled(first), v._parts, strict=True):
             part._entries -= np.asarray(coefficients) @ rows
 
     def subtract_then_inner(self, coefficients, v):

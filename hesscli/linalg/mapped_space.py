@@ -126,8 +126,8 @@ class _MappedBasis(ParameterBasis):
             flat = [vector[i].view(-1) for vector in out]
             for columns in chunks(self._space.numels[i], len(out)):
                 total = c.new_zeros((len(out), columns.stop - columns.start))
-                for rows, block in self._filled(i):
-                    total.addmm_(c[:, rows], block.read(slice(0, rows.stop - rows.start), columns))
+                for places, rows, block in self._filled(i):
+                    total.addmm_(c[:, places], block.read(rows, columns))
                 for column, part in zip(flat, total, strict=True):
                     release(column[columns].copy_(part))
         return out

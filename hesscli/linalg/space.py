@@ -19,6 +19,8 @@ from hesscli.linalg.storage import BasisStorage
 
 V = TypeVar("V")
 ParameterVector = list[torch.Tensor]
+# Of the smallest normal number an entry: a sum of products below it has lost digits to those that are denormal.
+_VANISHING = 1e6
 Distribution = Literal["rademacher", "gaussian"]
 
 
@@ -141,7 +143,12 @@ class ParameterSpace:
     def inners(self, u: ParameterVector, v: ParameterVector) -> np.ndarray:
         """The inner product parameter by parameter, (parameters,) float64; one transfer per device, one collective."""
         # Products are rounded in the vectors' dtype, sums are not: the error stays near eps * |u||v| / sqrt(n).
-        return self.ranks.sum(to_host([(a * b).sum(dtype=torch.float64) for a, b in zip(u, v, strict=True)]))
+        found = self.ranks.sum(to_host([(a * b).sum(dtype=torch.float64) for a, b in zip(u, v, strict=True)]))
+        least = _VANISHING * self.dimension * torch.finfo(self.dtype).tiny
+        if self.dtype == torch.float64 or least <= abs(float(found.sum())) < float("inf"):
+            return found
+        # Entries whose products are too small or too large for float32 would be a zero or an infinite vector.
+        return self.ranks.sum(to_host([(a.double() * b.double()).sum() for a, b in zip(u, v, strict=True)]))
 
     def inner(self, u: ParameterVector, v: ParameterVector) -> float:
         """The inner product over all parameters."""

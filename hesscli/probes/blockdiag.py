@@ -12,7 +12,7 @@ import numpy as np
 
 from hesscli.events import Advanced, Finished, OnEvent, Started
 from hesscli.linalg.operator import LinearOperator
-from hesscli.linalg.statistics import Estimate, Jackknifed, positive_estimate, ratio_estimate
+from hesscli.linalg.statistics import Estimate, Jackknifed, paired_estimate, positive_estimate, ratio_estimate
 
 V = TypeVar("V")
 
@@ -93,12 +93,16 @@ class BlockDiagonal:
 
         The draws from v_a and from v_b are independent, so the off-diagonal variance halves.
         """
-        draws = (self.squared_norms + self.squared_norms.transpose(0, 2, 1)) / 2
+        draws = self.squared_norms
         count = draws.shape[1]
         figures = np.empty((4, count, count))
         for a in range(count):
             for b in range(a + 1):
-                found = positive_estimate(0.0, draws[:, a, b], inflation=1.0)
+                found = (
+                    positive_estimate(0.0, draws[:, a, a], inflation=1.0)
+                    if a == b
+                    else paired_estimate(draws[:, a, b], draws[:, b, a])
+                )
                 norm = float(np.sqrt(found.value))
                 low, high = found.ci if found.ci is not None else (np.nan, np.nan)
                 error = np.nan if found.stderr is None else found.stderr / max(2 * norm, 1e-300)

@@ -13,10 +13,9 @@ from typing import TypeVar
 import numpy as np
 
 from hesscli.events import Advanced, Finished, OnEvent, Started
-from hesscli.linalg.basis import project_out
 from hesscli.linalg.estimators.functional import EffectiveDimension, effective_dimension, tail_exponent
 from hesscli.linalg.estimators.hutchinson import UNIFORM
-from hesscli.linalg.krylov.deflation import START_INDEX, DeflatedOperator, Outliers, converged_outliers, goes_on
+from hesscli.linalg.krylov.deflation import START_INDEX, Outliers, converged_outliers, goes_on
 from hesscli.linalg.krylov.lanczos import LanczosState, Ritz
 from hesscli.linalg.krylov.rayleigh_ritz import Certified, eigenvalue_bars
 from hesscli.linalg.krylov.reach import spectrum_edge
@@ -84,7 +83,8 @@ def density(
     vector for each pair that converged. The probes hold 3 vectors each, and `window` more: the latest that a new one
     is made orthogonal to, all of them for None and for 0 none. A matrix that is `semi_definite` has an effective
     dimension, bracketed at a damping of 1e-3 of its largest eigenvalue. `noise` is the product's relative error;
-    the band is widened by twice what it does to an eigenvalue, or by what a rounded basis does if that is more.
+    the band is widened by twice what it does to an eigenvalue, or by what a rounded basis does if that is more; without
+    a basis by twice what the errors of all steps do together.
 
     `quadratic_forms` maps a few vectors u to u.H_b u for each batch b, (batches, vectors); it is called on the Ritz
     vectors of both ends, where they are at hand: deflated, or in a probe's basis.
@@ -95,12 +95,11 @@ def density(
     steps = min(steps, space.dimension)
     on_event(Started("density", (probes + deflate) * steps))
     outliers = _outliers(operator, steps if deflate else 0, seed, on_event)
-    rest = DeflatedOperator(operator, outliers.basis)
     states = []
     for i in range(probes if len(outliers.basis) < space.dimension else 0):
         start = space.random("rademacher", seed=seed, index=i)
-        project_out(outliers.basis, start)
-        state = (WindowedLanczos if window else LanczosState).start(space, start, reorthogonalise=window is None)
+        kind = WindowedLanczos if window else LanczosState
+        state = kind.start(space, start, reorthogonalise=window is None, outside=outliers.basis)
         if isinstance(state, WindowedLanczos):
             state.window = window or 0
         states.append(state)
@@ -110,7 +109,7 @@ def density(
         live = [s for s in states if not s.exhausted]
         if not live:
             break
-        for state, product in zip(live, rest.matvecs([s.current for s in live]), strict=True):
+        for state, product in zip(live, operator.matvecs([s.current for s in live]), strict=True):
             state.absorb(product)
         done += len(live)
         on_event(Advanced("density", done, values={"betas": [s.betas[-1] for s in live]}))
@@ -176,7 +175,8 @@ def _gathered(
     # Noise of length eta spreads every eigenvalue over a semicircle of radius 2 eta.
     slip = max((s.slip for s in states), default=0.0)
     precision = 2 * max(max(noise, space.epsilon) * largest, outliers.noise)
-    smear = max(precision, 2 * slip) + outliers.shift
+    drift = max((_drift(s, max(noise, space.epsilon)) for s in states if s.basis is None), default=0.0)
+    smear = max(precision, 2 * slip, 2 * drift) + outliers.shift
     rests = [s.ritz() for s in states]
     if not _outermost(outliers.values, rests):
         precision = smear
@@ -187,6 +187,7 @@ def _gathered(
     sizes = [n - k if n - k >= UNIFORM else s.start_norm**2 for s in states]
     forms = np.array([size * (q.weights @ q.values) for size, q in zip(sizes, rests, strict=True)])
     squares = np.array([size * (q.weights @ q.values**2) for size, q in zip(sizes, rests, strict=True)])
+    fourths = np.array([size * (q.weights @ q.values**4) for size, q in zip(sizes, rests, strict=True)])
     zero = distribution_band(states, outliers, np.array([0.0]), dimension=n, smear=smear)
     band = distribution_band(states, outliers, band_points(quadratures), dimension=n, smear=smear)
     return Density(
@@ -194,7 +195,7 @@ def _gathered(
         band=band,
         unresolved=unresolved(band, smear=smear),
         trace=_trace(exact_trace, forms, squares, dimension=n - k),
-        squared_frobenius=_squares(exact_squares, squares),
+        squared_frobenius=_squares(exact_squares, squares, fourths, dimension=n - k),
         negative_mass=mean_estimate(np.array([q.weights[q.values < 0].sum() for q in quadratures])),
         negative_mass_bounds=(float(zero.low[0]), float(zero.high[0])),
         reach=_reach(states, outliers),
@@ -210,6 +211,17 @@ def _gathered(
     )
 
 
+def _drift(state: LanczosState[V], noise: float) -> float:
+    """The length of the errors of all products of a run without a basis: T of the identity has it for its last beta.
+
+    A product has the length ||H v_j||^2 = alpha_j^2 + beta_j^2 + beta_{j-1}^2.
+    """
+    if not state.alphas:
+        return 0.0
+    alphas, betas = np.array(state.alphas), np.array(state.betas)
+    return noise * float(np.sqrt((alphas**2 + betas**2).sum() + (betas[:-1] ** 2).sum()))
+
+
 def _reach(states: list[LanczosState[V]], outliers: Outliers[V]) -> float | None:
     """From the run over the whole space, else from the probe that says most: they are of one length."""
     known = [outliers.reach] if outliers.reach is not None or len(outliers.basis) else [s.reach() for s in states]
@@ -223,10 +235,13 @@ def _trace(known: float, forms: np.ndarray, squares: np.ndarray, *, dimension: i
     return trace_estimate(known, forms, squares, dimension=dimension, share=1.0, inflation=1.0)
 
 
-def _squares(known: float, squares: np.ndarray) -> Estimate:
+def _squares(known: float, squares: np.ndarray, fourths: np.ndarray, *, dimension: int) -> Estimate:
+    """Likewise; `fourths` are draws of tr B^4, and the variance of ||Bg||^2 is at most 2 (tr B^4 - (tr B^2)^2 / n)."""
     if not squares.size:
         return Estimate(known, 0.0, (known, known), 0)
-    return positive_estimate(known, squares, inflation=1.0)
+    mean = float(squares.mean())
+    bound = 2 * max(0.0, float(fourths.mean()) / mean**2 - 1 / dimension) if mean > 0 else 0.0
+    return positive_estimate(known, squares, inflation=1.0, relative_variance=bound)
 
 
 def _effective_dimension(

@@ -149,3 +149,14 @@ def test_restriction_keeps_a_block_and_nothing_else():
     rest = space.restrict(v, {0, 2})
     space.axpy(1.0, masked, rest)
     assert all(torch.equal(a, b) for a, b in zip(rest, v, strict=True))
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-22, 1e-16, 1.0, 1e16, 1e25])
+def test_a_product_that_is_small_or_large_for_its_numbers_has_its_length(size):
+    space = ParameterSpace(["a", "b"], [torch.empty(300), torch.empty(40, 20)])
+    v = [size * part for part in space.random("gaussian", seed=0, index=0)]
+    wide = np.concatenate([part.double().numpy().ravel() for part in v])
+    assert space.norm(v) == pytest.approx(np.linalg.norm(wide), rel=1e-6)
+    assert space.inners(v, v) == pytest.approx([wide[:300] @ wide[:300], wide[300:] @ wide[300:]], rel=1e-6, abs=0)
+    assert space.norm(space.zeros()) == 0
+    assert np.isnan(space.norm([v[0] * float("nan"), v[1]]))

@@ -91,11 +91,11 @@ class FastBasis:
     def vector(self, i):
         return self._rows[i].copy()
 
-    def inner(self, v):
-        return self._rows[: self._length] @ v
+    def inner(self, v, *, first=0):
+        return self._rows[first : self._length] @ v
 
-    def subtract(self, coefficients, v):
-        v -= coefficients @ self._rows[: self._length]
+    def subtract(self, coefficients, v, *, first=0):
+        v -= coefficients @ self._rows[first : self._length]
 
     def subtract_then_inner(self, coefficients, v):
         self.subtract(coefficients, v)

@@ -44,6 +44,20 @@ def test_intervals_of_block_norms_cover_and_are_not_idly_wide(spectrum):
     assert (widths <= WIDEST).all(), widths
 
 
+def test_the_coupling_of_a_block_of_a_single_entry_is_covered():
+    # ||H_ab v_b|| is the same for every probe there, and ||H_ba v_a||^2 is as long-tailed as squares can be.
+    operator = operator_with(SPECTRA["flat"], sizes=[100, 1, 199])
+    truth, blocks = np.linalg.norm(operator.matrix[:100, 100]), [frozenset({i}) for i in range(3)]
+
+    def run(seed):
+        found = blockdiag(operator, blocks=blocks, probes=8, seed=seed, on_event=ignore).coupling()
+        return [Estimate(found.norms[0, 1], None, (found.low[0, 1], found.high[0, 1]), 8)]
+
+    covered, widths, _ = simulate(run, np.array([truth]), seeds=200)
+    assert covered[0] >= LEAST
+    assert widths[0] <= WIDEST
+
+
 @pytest.mark.parametrize("probes", [4, 10])
 @pytest.mark.parametrize("spectrum", ["language model", "flat"])
 def test_relative_error_and_cosine_cover_the_roots_of_shares(spectrum, probes):

@@ -51,6 +51,19 @@ def test_intervals_cover_and_are_not_idly_wide(spectrum, few_points):
     assert np.mean(zones) >= LEAST
 
 
+def test_the_norm_is_covered_where_copies_of_an_eigenvalue_are_left_to_sample(few_points):
+    # One Krylov run sees little more than one of three; squares of what is left have a tail that a constant part hides.
+    copies = [5, 5 * (1 - 1e-4), 5 * (1 - 3e-4), 4]
+    eigenvalues = np.concatenate([copies, np.random.default_rng(7).uniform(-1, 1, 150)])
+    operator = operator_with(eigenvalues)
+
+    def run(seed):
+        return [measured(operator, seed=seed).squared_frobenius]
+
+    covered, _, _ = simulate(run, np.array([(eigenvalues**2).sum()]), seeds=200)
+    assert covered[0] >= LEAST
+
+
 def test_the_effective_dimension_of_a_semi_definite_matrix_is_covered(few_points):
     eigenvalues = np.concatenate([100.0 * np.arange(1, 151) ** -1.5, np.zeros(150)])
     operator = operator_with(eigenvalues)

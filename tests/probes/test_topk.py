@@ -212,3 +212,13 @@ def test_ends_that_noise_makes_are_within_their_error():
     metric = topk_metrics(result, noise=0.0)["lambda_min"]
     assert metric.errors.precision > 0.5
     assert metric.ci[0] <= -0.1 <= metric.ci[1]
+
+
+def test_gradient_descent_diverges_beyond_the_largest_stable_learning_rate_and_not_below_it():
+    eigenvalues = np.concatenate([[40.0, 11.0], np.linspace(0.1, 1, 100)])
+    rate = topk_metrics(run(DiagonalOperator(eigenvalues), k=1), noise=1e-9)["max_stable_learning_rate"]
+    assert rate.ci[0] <= 2 / 40 <= rate.ci[1]
+    assert np.abs(1 - rate.ci[0] * (1 - 1e-6) * eigenvalues).max() < 1 < np.abs(1 - rate.ci[1] * 1.001 * 40)
+    below = topk_metrics(run(DiagonalOperator(-eigenvalues), k=1), noise=1e-9)["max_stable_learning_rate"]
+    assert below.value is None
+    assert "not above zero" in below.reason

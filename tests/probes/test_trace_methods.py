@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from minimal import language_model_spectrum, with_spectrum
 from simulation import LEAST, SPECTRA, WIDEST, operator_with, simulate
 
 from hesscli.events import Advanced, ignore
+from hesscli.linalg.space import ParameterSpace
 from hesscli.probes.trace import basis_length, trace
 
 METHODS = ["krylov", "hutchinson", "hutch++", "xtrace"]
@@ -61,7 +63,8 @@ def test_draws_of_xtrace_are_those_of_its_definition():
     operator, k = operator_with(SPECTRA["language model"]), 6
     matrix, n = operator.matrix, operator.space.dimension
     found = xtrace(operator, vectors=k, seed=3, tick=lambda: None)
-    vectors = np.array([operator.space.random("rademacher", seed=3, index=(1 << 42) + i) for i in range(k)]).T
+    vectors = np.array([operator.space.random("gaussian", seed=3, index=(1 << 42) + i) for i in range(k)]).T
+    vectors *= np.sqrt(n) / np.linalg.norm(vectors, axis=0)
     for i in range(k):
         q, _ = np.linalg.qr(matrix @ np.delete(vectors, i, axis=1))
         g = vectors[:, i] - q @ (q.T @ vectors[:, i])
@@ -93,6 +96,45 @@ def test_a_space_of_few_entries_gives_finite_figures(method, eigenvalues):
     assert np.isfinite([result.trace.value, result.squared_frobenius.value, *result.trace.ci]).all()
     if method != "hutchinson":
         assert result.trace.value == pytest.approx(sum(eigenvalues), abs=1e-9)
+
+
+@pytest.mark.parametrize("eigenvalues", [[1.0, 1.0], [0.3, -0.5, 0.1], [1.0] * 5])
+@pytest.mark.parametrize("method", ["hutch++", "xtrace"])
+def test_a_sketch_that_falls_short_by_chance_is_not_taken_for_the_whole_range(method, eigenvalues):
+    for seed in range(20):
+        operator = operator_with(eigenvalues, sizes=[1] * len(eigenvalues), seed=seed)
+        result = measured(operator, method, probes=16, seed=seed, blocks=[])
+        assert result.trace.value == pytest.approx(sum(eigenvalues), rel=1e-9)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("size", [1e-20, 1e20])
+def test_the_size_of_a_matrix_in_float32_does_not_matter(method, size):
+    def of(factor):
+        diagonal = torch.as_tensor(factor * SPECTRA["language model"], dtype=torch.float32)
+        return measured(Single(diagonal), method, blocks=[])
+
+    found, truth = of(size), of(1.0)
+    assert found.trace.value == pytest.approx(size * truth.trace.value, rel=1e-4)
+    assert found.squared_frobenius.value == pytest.approx(size**2 * truth.squared_frobenius.value, rel=1e-4)
+
+
+class Single:
+    """A diagonal matrix in float32."""
+
+    def __init__(self, diagonal):
+        self.space, self._diagonal = ParameterSpace(["a"], [diagonal]), [diagonal]
+
+    def matvec(self, v):
+        return self.space.multiply(self._diagonal, v)
+
+
+def test_a_matrix_on_the_sum_of_two_entries_is_found_by_the_sketch():
+    operator = operator_with(np.ones(50), sizes=[20, 10, 20])
+    operator.matrix = np.zeros((50, 50))
+    operator.matrix[:2, :2] = 3.0
+    for seed in range(20):  # of two signs one in two sums is zero
+        assert measured(operator, "xtrace", seed=seed).trace.value == pytest.approx(6, rel=1e-9)
 
 
 @pytest.mark.parametrize("method", ["krylov", "hutchinson", "hutch++"])

@@ -104,7 +104,7 @@ def _normalised(space: Space[V], basis: Basis[V], v: V) -> tuple[float, float]:
 def range_part(
     operator: LinearOperator[V], *, sketches: int, seed: int, diagonal: DiagonalSums[V] | None, tick: Tick
 ) -> Known[V]:
-    """An orthonormal basis of the range of H on random signs, and what it gives: two products a sketching vector.
+    """An orthonormal basis of the range of H on random vectors, and what it gives: two products a sketching vector.
 
     Hutch++ (Meyer, Musco, Musco and Woodruff 2021, arXiv 2010.09649). Holds as many vectors as sketches.
     """
@@ -134,10 +134,11 @@ def range_part(
 def sketch_range(
     operator: LinearOperator[V], *, sketches: int, seed: int, tick: Tick
 ) -> tuple[Basis[V], np.ndarray, int]:
-    """Q and R of H S = Q R for sketching vectors S of signs, and the number of products that it took.
+    """Q and R of H S = Q R for sketching vectors S, and the number of products that it took.
 
-    R is (r, r), with r < sketches where H S has no more rank. Gram-Schmidt twice. Raises FloatingPointError where
-    a product is not finite.
+    R is (r, r), with r < sketches where H has no more rank, for which H S stands almost surely: vectors of signs are
+    dependent with a chance of 2^(1 - n), and one in two of them is lost on an H that acts on u_1 + u_2 alone.
+    Gram-Schmidt twice. Raises FloatingPointError where a product is not finite.
     """
     space, columns = operator.space, []
     basis, longest, taken = space.basis(), 0.0, 0
@@ -166,8 +167,11 @@ def sketch_range(
 
 
 def sketching_vector(operator: LinearOperator[V], seed: int, i: int) -> V:
-    """The i-th sketching vector, drawn again wherever it is needed."""
-    return operator.space.random("rademacher", seed=seed, index=_SKETCH_INDEX + i)
+    """The i-th sketching vector, uniform on the sphere of radius sqrt(n), drawn again wherever it is needed."""
+    space = operator.space
+    s = space.random("gaussian", seed=seed, index=_SKETCH_INDEX + i)
+    space.scale(float(np.sqrt(space.dimension)) / space.norm(s), s)
+    return s
 
 
 def rescaled(square: float, *, rest: int) -> float:

@@ -43,13 +43,16 @@ def xtrace(operator: LinearOperator[V], *, vectors: int, seed: int, tick: Tick) 
     space = operator.space
     q, r, num_sketches = sketch_range(operator, sketches=vectors, seed=seed, tick=tick)
     k, images = len(q), space.basis()
-    small, gram = np.zeros((k, k)), np.zeros((k, k))
+    small, gram, lengths = np.zeros((k, k)), np.zeros((k, k)), np.zeros(k)
     for j in range(k):
         product = operator.matvec(q.vector(j))
         tick()
-        images.append(product)
         small[:, j] = q.inner(product)
-        gram[: j + 1, j] = gram[j, : j + 1] = images.inner(product)
+        lengths[j] = space.norm(product)
+        if lengths[j] > 0:  # of unit length, for squares of a large or small matrix are beyond float32
+            space.scale(1.0 / lengths[j], product)
+        images.append(product)
+        gram[: j + 1, j] = gram[j, : j + 1] = images.inner(product) * lengths[: j + 1] * lengths[j]
     small = (small + small.T) / 2
     num_matvecs = num_sketches + k
     trace, square = float(np.trace(small)), float(np.trace(gram))

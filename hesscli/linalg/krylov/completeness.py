@@ -10,8 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from hesscli.linalg.basis import Basis, project_out
-from hesscli.linalg.krylov.deflation import DeflatedOperator
+from hesscli.linalg.basis import Basis
 from hesscli.linalg.krylov.extremes import Target
 from hesscli.linalg.krylov.lanczos import LanczosState
 from hesscli.linalg.krylov.reach import ResidualPolynomial, spectrum_edge
@@ -63,7 +62,6 @@ def find_missed(
     An eigenvalue that lies beyond the k-th by less than the k-th's own residual counts as the k-th.
     """
     space = operator.space
-    deflated = DeflatedOperator(operator, basis)
     budget = max(PROBES * STEPS, max_steps)
     spent = probes = found = 0
     clean: list[ResidualPolynomial] = []
@@ -73,13 +71,12 @@ def find_missed(
         if len(clean) == PROBES or spent + STEPS > budget or (clean and _within(rest, limits, target)):
             return Completeness(probes, spent, found, rest, bool(clean) and _within(rest, limits, target))
         start = space.random("gaussian", seed=seed, index=_FIRST_INDEX + probes)
-        project_out(basis, start)
-        state, probes = LanczosState.start(space, start, reorthogonalise=True), probes + 1
+        state, probes = LanczosState.start(space, start, reorthogonalise=True, outside=basis), probes + 1
         while state.num_matvecs < STEPS and not state.exhausted:
-            state.expand(deflated)
+            state.expand(operator)
             on_step(spent + state.num_matvecs, f"probe {probes}", state.last_step(state.ritz()))
         room = max(STEPS + 2, capacity - len(basis))
-        beyond = _converge(state, deflated, limits, target, budget - spent, room)
+        beyond = _converge(state, operator, limits, target, budget - spent, room)
         spent += state.num_matvecs
         if not len(beyond):
             clean.append(state.polynomial())

@@ -4,18 +4,16 @@ Everything stochastic here has a variance that its largest eigenvalues dominate;
 of them is then counted, not sampled (Lin 2017; Chen and Hallman 2022, arXiv 2205.01736).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
 
-from hesscli.linalg.basis import Basis, project_out
+from hesscli.linalg.basis import Basis
 from hesscli.linalg.krylov.lanczos import LanczosState
 from hesscli.linalg.krylov.rayleigh_ritz import certify
 from hesscli.linalg.krylov.refinement import SMALLEST
 from hesscli.linalg.operator import LinearOperator
-from hesscli.linalg.space import Space
 
 V = TypeVar("V")
 
@@ -33,29 +31,6 @@ def goes_on(state: LanczosState[V], *, steps: int, seed: int) -> bool:
     if not state.exhausted or steps < space.dimension:
         return not state.exhausted and state.num_matvecs < steps
     return state.restart_with(space.random("gaussian", seed=seed, index=START_INDEX + state.num_matvecs))
-
-
-class DeflatedOperator(Generic[V]):
-    """P H P with P = I - U U^T, for vectors that lie in the range of P already. Costs no more products."""
-
-    def __init__(self, operator: LinearOperator[V], basis: Basis[V]) -> None:
-        self._operator, self._basis = operator, basis
-
-    @property
-    def space(self) -> Space[V]:
-        """The whole space."""
-        return self._operator.space
-
-    def matvec(self, v: V) -> V:
-        """P H v."""
-        return self.matvecs([v])[0]
-
-    def matvecs(self, vs: Sequence[V]) -> list[V]:
-        """P H v for each v."""
-        products = self._operator.matvecs(vs)
-        for w in products:
-            project_out(self._basis, w)
-        return products
 
 
 @dataclass(frozen=True, slots=True)

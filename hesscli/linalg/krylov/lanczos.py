@@ -1,8 +1,10 @@
 """Lanczos as resumable data: H V = V G + beta v e^T, grown one product at a time.
 
-With full reorthogonalisation the new vector is made orthogonal to the whole basis by classical Gram-Schmidt,
-twice (Giraud, Langou, Rozloznik and van den Eshof 2005): two reductions a step whatever the basis's length. All
-its coefficients are kept: G is symmetric, and tridiagonal until a restart, up to the product's own error.
+With full reorthogonalisation a product is first made orthogonal to the last two vectors, which is nearly all that an
+exact one needs, then to the whole basis by classical Gram-Schmidt: three reductions a step whatever the basis's length,
+and two passes over it. Where that still shortens it to less than sqrt(1/2) it is done twice, which is enough (Kahan, in
+Parlett 1980, section 6.9; Giraud, Langou, Rozloznik and van den Eshof 2005). All coefficients are kept: G is symmetric,
+and tridiagonal until a restart, up to the product's own error.
 Without, three vectors are held; the quadrature stays right (Greenbaum 1989), single Ritz values may repeat.
 """
 
@@ -22,6 +24,7 @@ V = TypeVar("V")
 # A residual this many rounding errors of ||H|| long is nothing but rounding: the Krylov space is invariant.
 # sqrt(eps) would lie inside genuine float32 betas.
 _BREAKDOWN = 10.0
+_TWICE = 0.5  # of ||w||^2: where Gram-Schmidt takes away more, rounding of it is no longer small beside what is left
 _METER_FLOOR = 10.0  # times sqrt(eps): below it the noise meter reads rounding
 
 
@@ -82,14 +85,25 @@ class LanczosState(Generic[V]):
     slip: float = 0.0
     """The most that a rounded basis has put into a product of a unit vector, in length: what it does to T is noise
     of this size."""
+    outside: Basis[V] | None = None
+    """Orthonormal vectors U that are deflated: the run is one of P H P, P = I - U U^T, on the range of P."""
 
     @classmethod
-    def start(cls, space: Space[V], v: V, *, reorthogonalise: bool) -> "LanczosState[V]":
-        """A run from v, which is copied and normalised."""
+    def start(
+        cls, space: Space[V], v: V, *, reorthogonalise: bool, outside: Basis[V] | None = None
+    ) -> "LanczosState[V]":
+        """A run from v, or what `outside` leaves of it, which is copied and normalised."""
         current = space.copy(v)
+        if outside is not None:
+            project_out(outside, current)
         norm = space.norm(current)
         space.scale(1.0 / norm, current)
-        return cls(space, current, space.basis() if reorthogonalise else None, start_norm=norm)
+        return cls(space, current, space.basis() if reorthogonalise else None, start_norm=norm, outside=outside)
+
+    @property
+    def dimension(self) -> int:
+        """Of the space that the run is in."""
+        return self.space.dimension - (0 if self.outside is None else len(self.outside))
 
     @property
     def num_matvecs(self) -> int:
@@ -117,7 +131,7 @@ class LanczosState(Generic[V]):
         beta = space.norm(w)
         self.alphas.append(alpha)
         self.betas.append(beta)
-        full = self.basis is not None and len(self.basis) >= space.dimension
+        full = self.basis is not None and len(self.basis) >= self.dimension
         if full or beta <= _BREAKDOWN * space.epsilon * max(self.scale, norm_in):
             self.betas[-1] = 0.0
             self.exhausted = True
@@ -137,19 +151,32 @@ class LanczosState(Generic[V]):
     def _orthogonalise(self, w: V, basis: Basis[V]) -> float:
         if len(basis) == len(self.restarted.coupling) + len(self.alphas):
             basis.append(self.current)
-        near = self._nearest(w) if basis.rounding else np.zeros(0)
-        h = basis.inner(w)
-        again = basis.subtract_then_inner(h, w)
-        basis.subtract(again, w)
-        column = h + again
-        if len(near):
-            if len(near) == min(2, len(column)):
-                self.slip = max(self.slip, float(np.linalg.norm(column)))
-            column[-len(near) :] += near
+        if basis.rounding:
+            near = self._nearest(w)
+        else:
+            first = max(0, len(basis) - 2)
+            near = basis.inner(w, first=first)
+            basis.subtract(near, w, first=first)
+        self._project(w)
+        column = self._far(w, basis)
+        if basis.rounding and len(near) == min(2, len(column)):
+            self.slip = max(self.slip, float(np.linalg.norm(column)))
+        column[-len(near) :] += near
         if self.betas and self.betas[-1] > 0:
             self.meter.append((self.betas[-1], float(column[-2])))
         self.coefficients.append(column)
         return float(column[-1])
+
+    def _far(self, w: V, basis: Basis[V]) -> np.ndarray:
+        """Make w orthogonal to the whole basis, and return what was taken away."""
+        length = self.space.norm(w)
+        column = basis.inner(w)
+        if float(column @ column) <= _TWICE * length**2:
+            basis.subtract(column, w)
+            return column
+        again = basis.subtract_then_inner(column, w)
+        basis.subtract(again, w)
+        return column + again
 
     def _nearest(self, w: V) -> np.ndarray:
         """Take the previous vector and the current one out of w at their full width, and return their coefficients.
@@ -168,7 +195,17 @@ class LanczosState(Generic[V]):
             self.space.axpy(-self.betas[-1], self.previous, w)
         alpha = self.space.inner(self.current, w)
         self.space.axpy(-alpha, self.current, w)
+        self._project(w)
         return alpha
+
+    def _project(self, w: V) -> None:
+        """Take what is deflated out of the next vector.
+
+        Out of the product alone it would not do: what rounding leaves of U in v_j comes back as -alpha v_j, larger by
+        alpha / beta, until the zero that P H P has on U is a Ritz value.
+        """
+        if self.outside is not None:
+            project_out(self.outside, w)
 
     def restart_with(self, v: V) -> bool:
         """After exhaustion, go on from a new direction; T falls apart into blocks.
@@ -176,10 +213,11 @@ class LanczosState(Generic[V]):
         Finds further copies of a multiple eigenvalue, of which one Krylov space shows one. False if v has
         nothing outside the basis.
         """
-        if self.basis is None or len(self.basis) >= self.space.dimension:
+        if self.basis is None or len(self.basis) >= self.dimension:
             return False
         current = self.space.copy(v)
         norm = self.space.norm(current)
+        self._project(current)
         project_out(self.basis, current)
         left = self.space.norm(current)
         if left <= 1e3 * self.space.epsilon * norm:

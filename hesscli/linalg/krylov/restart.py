@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 from scipy.linalg import schur
+from scipy.linalg.lapack import dtrsen
 
 from hesscli.linalg.krylov.lanczos import LanczosState, Restarted
 from hesscli.linalg.operator import LinearOperator
@@ -49,9 +50,17 @@ def thick_restart(state: LanczosState[V], *, low: int, high: int) -> None:
 
 
 def _schur_vectors(g: np.ndarray, low: int, high: int) -> np.ndarray:
-    """Orthonormal columns that span G's invariant subspace to its outermost eigenvalues by real part."""
-    values = np.sort(np.linalg.eigvals(g).real)
-    below = (values[low - 1] + values[low]) / 2 if low else -np.inf
-    above = (values[-high] + values[-high - 1]) / 2 if high else np.inf
-    _, vectors, count = schur(g, output="real", sort=lambda re, _im: re <= below or re >= above)
-    return vectors[:, :count]
+    """Orthonormal columns that span G's invariant subspace to its outermost eigenvalues by real part.
+
+    By LAPACK's own routine for it: scipy's sorted form is refused where eigenvalues that lie within rounding of each
+    other change their order on the way, which does the subspace no harm.
+    """
+    t, vectors = schur(g, output="real")
+    values = np.linalg.eigvals(g).real
+    order = np.sort(values)
+    below = (order[low - 1] + order[low]) / 2 if low else -np.inf
+    above = (order[-high] + order[-high - 1]) / 2 if high else np.inf
+    on_diagonal = np.diag(t)  # of a conjugate pair, which is a block of two, both entries are the real part
+    wanted = (on_diagonal <= below) | (on_diagonal >= above)
+    _, vectors, _, _, count, _, _, _ = dtrsen(wanted.astype(np.int32), t, vectors, job=b"N")
+    return np.asarray(vectors[:, :count])
