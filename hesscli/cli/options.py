@@ -14,7 +14,7 @@ from rich.markup import escape
 from hesscli.errors import UsageError
 from hesscli.recipe.schema import PRESETS, Recipe, is_read
 
-PANELS = ("model", "data", "operator", "estimator", "output")
+PANELS = ("model", "data", "operator", "estimator", "density", "output")
 _SHORT = {"data.id": ["-d", "--dataset"], "data.limit": ["-L", "--limit"], "data.batch_size": ["-b", "--batch-size"]}
 _SHORT |= {"output.dir": ["-o", "--output-dir"], "estimator.k": ["--k", "-k"]}
 _NAMES = {"data.revision": "--dataset-revision", "operator.kind": "--operator"}
@@ -24,6 +24,7 @@ _METAVARS |= {f"data.{key}": "COLUMN" for key in ("column", "target_column", "ma
 _METAVARS |= {"estimator.rhs": "RHS"}
 _METAVARS |= {"output.dir": "DIR", "output.plots": "LIST", "data.id": "ID|PATH", "data.batch_size": "N|auto"}
 _METAVARS |= {"operator.blocks": "FILE", "model.offload_dir": "DIR"}
+_METAVARS |= {"operator.step": "X|auto", "density.kernel_width": "X|X%|auto"}
 
 
 def measuring_parameters(probe: str) -> list[inspect.Parameter]:

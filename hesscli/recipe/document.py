@@ -119,13 +119,13 @@ def content(recipe: Recipe) -> dict[str, Any]:
     """The recipe as a tree with every value that its probe reads, the preset's as numbers; keys of a sweep if used."""
     tree = recipe.model_dump(by_alias=True, mode="json")
     budget = PRESETS[recipe.estimator.preset][recipe.probe]
-    for section in ("estimator", "operator"):
+    for section in ("estimator", "operator", "density"):
         tree[section] = {
             key: budget.get(key, value) if value is None and section == "estimator" else value
             for key, value in tree[section].items()
             if is_read(recipe.probe, section, key)
         }
-    unused = [key for key in (*SWEEP_KEYS, "description", "gates") if not tree[key]]
+    unused = [key for key in (*SWEEP_KEYS, "description", "gates", "density") if not tree[key]]
     return {key: value for key, value in tree.items() if key not in unused}
 
 

@@ -105,6 +105,9 @@ class OperatorSection(Section):
     product: Literal["auto", "double-backward", "layered", "finite-difference"] = Field(
         "auto", description="how it is multiplied with a vector"
     )
+    step: Literal["auto"] | Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        "auto", description="of finite-difference, along a unit vector: auto, its best for each, or X for all of them"
+    )
     params: list[str] = Field(
         ["*"],
         description="parameters to take, a glob of names; repeat for more; an adapter's own by *, all by **",
@@ -115,6 +118,13 @@ class OperatorSection(Section):
     blocks: str | None = Field(
         None, description="a YAML file of blocks, `name: glob, glob`, in place of --by; every parameter in one of them"
     )
+
+    @field_validator("step")
+    @classmethod
+    def _step_is_of_differences(cls, step: float | str, info: ValidationInfo) -> float | str:
+        if step != "auto" and info.data.get("product") not in (None, "finite-difference"):
+            raise PydanticCustomError("no_differences", "auto, or with operator.product finite-difference")
+        return step
 
 
 def _right_hand_side(text: str) -> str:
@@ -205,6 +215,28 @@ class EstimatorSection(Section):
         return diagonal
 
 
+def parse_kernel_width(width: float | str) -> float | str:
+    """auto, a positive number, or a share such as 1%; a number that is given as text becomes one."""
+    try:
+        if width == "auto":
+            return width
+        number = float(str(width).removesuffix("%"))
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        msg = "auto, a width in the unit of eigenvalues such as 0.05, or a share of their range such as 1%"
+        raise PydanticCustomError("kernel_width", msg)
+    return str(width).strip() if str(width).endswith("%") else number
+
+
+class DensitySection(Section):
+    """How a density is drawn. No figure of the report depends on it."""
+
+    kernel_width: Annotated[float | str, AfterValidator(parse_kernel_width)] = Field(
+        "auto", description="of the drawn density: X or X% of the range for Gaussians of one sigma; auto: resolution"
+    )
+
+
 class OutputSection(Section):
     """Where the run is written."""
 
@@ -240,12 +272,15 @@ def is_read(probe: str, section: str, key: str) -> bool:
     """Whether a probe reads a key of a recipe."""
     if section == "estimator":
         return key in READ_BY[probe] | COMMON
+    if section == "density":
+        return probe == "density"
     return section != "operator" or probe in BLOCK_KEYS.get(key, PROBES)
 
 
 def unread(probe: str, paths: Iterable[str]) -> dict[str, str]:
     """The keys among these dotted paths that the probe does not read, each with the words that say so."""
     sections: dict[str, type[BaseModel]] = {"estimator": EstimatorSection, "operator": OperatorSection}
+    sections["density"] = DensitySection
     out = {}
     for path in sorted(paths):
         section, _, key = path.partition(".")
@@ -266,6 +301,7 @@ class Recipe(Section):
     data: DataSection = Field(default_factory=DataSection)
     operator: OperatorSection = Field(default_factory=OperatorSection)
     estimator: EstimatorSection = Field(default_factory=EstimatorSection)
+    density: DensitySection = Field(default_factory=DensitySection)
     output: OutputSection = Field(default_factory=OutputSection)
     gates: list[GateSection] = Field([], description="assertions on the report, each with the baseline it speaks of")
     matrix: Matrix = Field({}, description="hess sweep: values by dotted path, one cell for each combination")
@@ -277,7 +313,9 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _keys_are_read(self) -> "Recipe":
         given = [f"estimator.{key}" for key in self.estimator.model_fields_set]
-        if faults := unread(self.probe, [*given, *(f"operator.{key}" for key in self.operator.model_fields_set)]):
+        given += [f"operator.{key}" for key in self.operator.model_fields_set]
+        given += [f"density.{key}" for key in self.density.model_fields_set]
+        if faults := unread(self.probe, given):
             msg = "; ".join(f"{path} {what}" for path, what in faults.items())
             raise ValueError(msg)
         return self

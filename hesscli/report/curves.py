@@ -1,7 +1,7 @@
 """Curves of a spectrum, from the quadrature nodes and weights of each probe.
 
 The density is a sum of Gaussians in u = asinh(lambda / l0): a fixed width on the linear axis would be the
-size of the range over the number of steps, and hide every bulk.
+size of the range over the number of steps, and hide every bulk. It is taken where a kernel's width is asked for.
 """
 
 from dataclasses import dataclass
@@ -20,6 +20,9 @@ SHARP, ALONE = 1e-2, 1e-2
 SAME = 1e-3
 # Narrowest kernel, as a share of the axis: two pixels of a printed panel.
 NARROWEST = 1 / 200
+# Of a kernel of one width: it is drawn this many standard deviations to each side, where 1e-14 of its height is left,
+# at half of one from point to point.
+REACH = 8.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +52,11 @@ def density(spectrum: Spectrum, scale: float, points: int = 1200) -> Curve:
     """Return the share of eigenvalues per unit of u = asinh(x / scale), which integrates to 1 over u.
 
     A node's kernel is as wide (at half its height) as its place is unknown: the distance to the next node, or
-    twice its residual where that is smaller, and never narrower than a few pixels.
+    twice its residual where that is smaller, and never narrower than a few pixels. Where the spectrum has a
+    `kernel_width`, all are Gaussians of that standard deviation on the linear axis.
     """
+    if spectrum.kernel_width is not None:
+        return _smoothed(spectrum, scale, spectrum.kernel_width, points)
     places = [np.arcsinh(np.asarray(row) / scale) for row in spectrum.nodes]
     low, high = min(u.min() for u in places), max(u.max() for u in places)
     narrowest = max((high - low) * NARROWEST, 0.02)
@@ -67,6 +73,22 @@ def density(spectrum: Spectrum, scale: float, points: int = 1200) -> Curve:
         bells = np.exp(-0.5 * ((grid[:, None] - u) / width) ** 2) / (width * np.sqrt(2 * np.pi))
         rows.append(bells @ np.asarray(weight))
     return _over_probes(scale * np.sinh(grid), rows)
+
+
+def _smoothed(spectrum: Spectrum, scale: float, sigma: float, points: int) -> Curve:
+    nodes = np.concatenate([np.asarray(row) for row in spectrum.nodes])
+    ends = np.arcsinh(np.array([nodes.min() - REACH * sigma, nodes.max() + REACH * sigma]) / scale)
+    even = np.linspace(ends[0], ends[1], points)
+    # Beside the even points those that show each Gaussian: one far from zero may fall between two of the others.
+    near = (nodes[:, None] + sigma * np.linspace(-REACH, REACH, round(4 * REACH) + 1)).ravel()
+    near = near[sigma < 4 * (even[1] - even[0]) * np.hypot(near, scale)]
+    grid = np.unique(np.round(np.concatenate([even, np.arcsinh(near / scale)]), 12))
+    x = scale * np.sinh(grid)
+    rows = []
+    for row, weight in _probes(spectrum):
+        bells = np.exp(-0.5 * ((x[:, None] - row) / sigma) ** 2) / (sigma * np.sqrt(2 * np.pi))
+        rows.append(np.hypot(x, scale) * (bells @ weight))  # d lambda / du
+    return _over_probes(x, rows)
 
 
 def distribution(spectrum: Spectrum, x: Floats) -> Curve:

@@ -26,6 +26,9 @@ MEANING = {
     "solution_norm": "length of the solution",
     "cg_iterations": "iterations of conjugate gradients",
     "minres_iterations": "iterations of MINRES",
+    "lambda_max_held_out": "Rayleigh quotient of the largest eigenvalue's eigenvector on other sequences",
+    "lambda_min_held_out": "Rayleigh quotient of the smallest eigenvalue's eigenvector on other sequences",
+    "product_error": "largest estimated error of a product by finite differences, over the product's length",
     "eigenvalue": "eigenvalue of the matrix",
     "mean_diagonal": "mean of a parameter's entries of the diagonal",
 }

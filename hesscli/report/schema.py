@@ -107,7 +107,7 @@ class Preflight(Part):
     curvature: float | None = None
     """Of the product against a second difference of the loss alone; good to 1e-2."""
     rounding: float | None = None
-    """With weights narrower than float32: of the product against the same in float32 on these weights."""
+    """Of products against the same in a wider dtype on these weights: float32 if they are narrow, float64 else."""
 
 
 class Operator(Part):
@@ -186,6 +186,9 @@ class Spectrum(Part):
     dimension: int = Field(gt=0)
     band: Band | None = None
     unresolved: Unresolved | None = None
+    kernel_width: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Standard deviation of the Gaussians that the density is drawn with; None: each as wide as its node's place is
+    unknown. A matter of drawing alone: it is here so that the picture can be drawn again as it was."""
 
     @model_validator(mode="after")
     def _same_shape(self) -> "Spectrum":

@@ -24,14 +24,13 @@ def sketch(report: Report, width: int) -> list[str]:
     scale = resolution(report)
     curve = density(report.spectrum, scale)
     u = np.arcsinh(curve.x / scale)
-    step = u[1] - u[0]
     floor = 0.2 / report.spectrum.dimension
     nodes = [node for row in report.spectrum.nodes for node in row]
     # The labels of the ends are Ritz values, so what a kernel puts beyond them counts in the last column.
     edges = np.linspace(np.arcsinh(min(nodes) / scale), np.arcsinh(max(nodes) / scale), width + 1)
     if edges[0] == edges[-1]:
         edges = np.linspace(edges[0] - 1, edges[0] + 1, width + 1)
-    shares, _ = np.histogram(np.clip(u, edges[0], edges[-1]), bins=edges, weights=curve.mean * step)
+    shares, _ = np.histogram(np.clip(u, edges[0], edges[-1]), bins=edges, weights=curve.mean * np.gradient(u))
     heights = _heights(shares, floor)
     lines = ["".join(BARS[level] for level in np.clip(heights - 8 * row, 0, 8)) for row in reversed(range(ROWS))]
     ends = (float(scale * np.sinh(edges[0])), float(scale * np.sinh(edges[-1])))

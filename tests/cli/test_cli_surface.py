@@ -11,19 +11,19 @@ OUTPUT = "--dry-run --force --help --json --log-to --no-resume --output-dir --pl
 GATE = "--assert --baseline --on-inconclusive"
 MODEL = "--allow-pickle --attn --device-map --dtype --max-memory --offline --offload-dir --placement --revision --task --trust-remote-code"
 DATA = "--batch-size --column --config-name --dataset --dataset-revision --limit --mask-prompt --max-length --no-pack --pack --split --target-column -L -b -d"
-SHARED = f"{MODEL} {DATA} {OUTPUT} {GATE} --operator --product --params --exclude --preset --seed --data-error"
+SHARED = f"{MODEL} {DATA} {OUTPUT} {GATE} --operator --product --step --params --exclude --preset --seed --data-error"
 OPTIONS = {
     "": "--help --version -V -h",
-    "density": f"{SHARED} --basis --basis-dtype --probes --reorthogonalise --steps",
+    "density": f"{SHARED} --basis --basis-dtype --kernel-width --probes --reorthogonalise --steps",
     "topk": f"{SHARED} --basis --basis-dtype --basis-product --held-out --k --krylov-dim --steps --tolerance --which -k",
     "trace": f"{SHARED} --basis --basis-dtype --blocks --by --diagonal --method --probes --steps",
     "blockdiag": f"{SHARED} --blocks --by --probes --top",
     "solve": f"{SHARED} --damping --preconditioner --rhs --solver --steps --tolerance",
     "run": f"{GATE} --dry-run --verbose -v --force --help --json --log-to --no-resume --print-config --quiet --report --strict -h -q",
     "plan": "--allow-pickle --attn --basis --basis-dtype --batch-size --blocks --by --calibrate --damping --devices --diagonal --dtype --exclude --held-out --help --json --k --krylov-dim --limit --max-length --method --offline --operator --params --preconditioner --preset --probe --probes --product --reorthogonalise --revision --solver --steps --task --tolerance --top --trust-remote-code --which -L -b -h -k",
-    "sweep": "--assert --baseline --dry-run --help --json --on-inconclusive --output-dir --print-config --probe --quiet --retry-failed --shard -h -o -q",
+    "sweep": "--assert --baseline --dry-run --help --json --log-to --on-inconclusive --output-dir --print-config --probe --quiet --retry-failed --shard -h -o -q",
     "recipes": "--help --json -h",
-    "plot": "--help --output-dir --plots --together -h -o",
+    "plot": "--help --kernel-width --output-dir --plots --together -h -o",
     "schema": "--help -h",
     "compare": "--across --blocks --help --json --min-change --quiet -h -q",
     "check": f"{GATE} --help --json --junit --quiet --update-baseline -h -q",
@@ -36,7 +36,8 @@ KEYS = {
     "": "description exclude gates include matrix name probe schema",
     "model": "allow_pickle attn device_map dtype id max_memory offline offload_dir placement revision task trust_remote_code",
     "data": "batch_size column config_name id limit mask_prompt max_length pack revision split target_column",
-    "operator": "blocks by exclude kind params product",
+    "operator": "blocks by exclude kind params product step",
+    "density": "kernel_width",
     "estimator": "basis basis_dtype basis_product damping data_error diagonal held_out k krylov_dim method preconditioner preset probes reorthogonalise rhs seed solver steps tolerance top which",
     "output": "dir plots",
 }

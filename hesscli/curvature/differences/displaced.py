@@ -6,13 +6,14 @@ and so the pass through the model, is in float32.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import nn
 
 from hesscli.curvature.differences.routing import Choices, changed
+from hesscli.curvature.layers.layered_risk import LayeredRisk
 from hesscli.curvature.risk import EmpiricalRisk
 from hesscli.data.slice import Batch
 from hesscli.linalg.space import ParameterVector
@@ -38,15 +39,15 @@ class DisplacedGradient:
         with Choices() as seen:
             self._origin = self._gradient(risk.space.zeros(), 0.0)
         self.norm = risk.space.norm(self._origin)
-        if seen.taken(None) and not hasattr(risk, "gradient_along"):
+        if seen.taken(None):
             # Again, for what came first ran the model once more to learn its structure.
             self._before = []
             self._gradient(risk.space.zeros(), 0.0)
             self._before = self._after
-        self.num_choices = sum(len(sets) for sets in self._before or [])
+        self.num_choices = int(risk.space.ranks.sum(np.array([sum(len(sets) for sets in self._before or [])]))[0])
         """How often the model chooses in one pass over the data, as a token's experts in a layer; 0 if it does not."""
         self.switched: torch.Tensor | None = None
-        """Which of the choices the last displacement changed, (num_choices,) boolean; None if that cannot be told."""
+        """Which of this process's choices the last displacement changed, boolean; None if that cannot be told."""
 
     def change(self, v: ParameterVector, alpha: float) -> ParameterVector:
         """g(theta + alpha v) - g(theta)."""
@@ -54,6 +55,14 @@ class DisplacedGradient:
         self.switched = None if self._before is None else changed(self._before, self._after)
         self.risk.space.axpy(-1.0, self._origin, out)
         return out
+
+    def count(self, switched: torch.Tensor | None) -> int | None:
+        """How many of all processes' choices are changed; None if one of them cannot tell."""
+        if self._before is None:
+            return None
+        own = [float(switched is None), 0.0 if switched is None else float(switched.sum())]
+        unknown, found = self.risk.space.ranks.sum(np.array(own))
+        return None if unknown else int(found)
 
     def origin(self) -> ParameterVector:
         """A copy of the gradient at theta."""
@@ -69,23 +78,32 @@ class DisplacedGradient:
     def _total(self, v: ParameterVector, alpha: float) -> ParameterVector:
         risk, space = self.risk, self.risk.space
         if (elsewhere := getattr(risk, "gradient_along", None)) is not None:  # where the weights are not all here
+            self._after: list[torch.Tensor] = []
             with _without_cudnn_attention():
-                return elsewhere(v, alpha)
+                return elsewhere(v, alpha, self._watched)
         moved = {
             name: torch.add(p.detach().to(_wide(p)), part.to(_wide(p)), alpha=alpha).requires_grad_()
             for name, p, part in zip(space.names, risk.parameters, v, strict=True)
         }
         weights = _widened(risk.model) | moved
         total = space.zeros()
-        self._after: list[torch.Tensor] = []
+        self._after = []
         with _without_cudnn_attention():
             for batch in risk.batches:
-                with nullcontext() if self._before is None else Choices() as choices:
+                with self._watched(batch):
                     risk.add_gradient(batch, list(moved.values()), total, weights)
-                if choices is not None:
-                    self._after += choices.taken(_positions(batch))
         space.scale(1.0 / risk.num_terms, total)
         return total
+
+    @contextmanager
+    def _watched(self, batch: Batch) -> Iterator[None]:
+        """Around a batch's gradient: its choices are kept, where the model makes any."""
+        if self._before is None:
+            yield
+            return
+        with Choices(with_graphs=not isinstance(self.risk, LayeredRisk)) as choices:
+            yield
+        self._after += choices.taken(_positions(batch))
 
 
 def _positions(batch: Batch) -> torch.Tensor | None:

@@ -29,14 +29,20 @@ class _Choice:
 
 
 class Choices(TorchFunctionMode):
-    """Records the choices among floating-point numbers that run inside; what integers are looked up by is data."""
+    """Records the choices among floating-point numbers that run inside; what integers are looked up by is data.
 
-    def __init__(self) -> None:
+    Without `with_graphs` only those that are made without a graph: a layered sweep makes each layer again with one.
+    """
+
+    def __init__(self, *, with_graphs: bool = True) -> None:
         super().__init__()
+        self._with_graphs = with_graphs
         self._made: dict[int, _Choice] = {}  # by the id of the indices, which it keeps alive
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if torch.is_grad_enabled() and not self._with_graphs:
+            return function(*args, **kwargs)
         for given in tree_leaves((args, kwargs)):
             if id(given) in self._made:
                 self._made[id(given)].used = True
@@ -67,6 +73,8 @@ def changed(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> to
     """Which choosers have chosen another set, (choosers,) boolean on the host; None if they are not the same ones."""
     if [b.shape for b in before] != [a.shape for a in after]:
         return None
+    if not before:  # a process without rows
+        return torch.zeros(0, dtype=torch.bool)
     return torch.cat([(b != a).any(dim=-1).cpu() for b, a in zip(before, after, strict=True)])
 
 

@@ -8,6 +8,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from hesscli.report.curves import Curve, Outlier, distribution, share_within, tail
 from hesscli.report.figures.canvas import BLACK, BLUE, GREEN, GREY, SKY, VERMILION, power_of_ten, spectral_label
+from hesscli.report.kernel import kernel_words
 from hesscli.report.rounding import significant
 from hesscli.report.schema import Spectrum
 from hesscli.report.words import percent, plural
@@ -33,7 +34,7 @@ def draw_density(axes: Axes, curve: Curve, peaks: list[Outlier], spectrum: Spect
         transform = axes.get_xaxis_transform()
         style: dict[str, Any] = {"marker": "|", "ls": "none", "ms": 9, "mew": 1.2, "color": BLACK}
         axes.plot(places, [0.02] * len(peaks), transform=transform, label="converged Ritz values", **style)
-    axes.set_title("Spectral density")
+    axes.set_title(", ".join(words for words in ("Spectral density", kernel_words(spectrum)) if words))
     axes.set_xlabel(spectral_label(scale))
     axes.set_ylabel("share of eigenvalues per asinh unit")
     axes.legend(loc="best")

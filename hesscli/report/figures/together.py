@@ -22,7 +22,7 @@ def draw_together(over: Trend, folder: Path, formats: Sequence[str]) -> list[str
     from hesscli.report.figures.canvas import save, style
 
     names = []
-    if over.metrics:
+    if trend.tells(over):
         with style():
             names += save(trend.figure(over), folder, "trend", formats)
         names.append(write_table(trend.table(over), folder))

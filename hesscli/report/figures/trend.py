@@ -6,6 +6,8 @@ import numpy as np
 
 from hesscli.report.figures.table import Table
 from hesscli.report.interval import arms
+from hesscli.report.kernel import KERNEL
+from hesscli.report.trends.derived import figures_of
 from hesscli.report.trends.points import FIRST, Trend
 from hesscli.report.words import KIND, amount, plural, thousands
 
@@ -45,13 +47,18 @@ def figure(trend: Trend) -> "Figure":
     return sheet
 
 
+def tells(trend: Trend) -> bool:
+    """Return whether there is something to draw: cells that differ in their kernels alone have one and the same."""
+    return bool(trend.metrics) and (trend.x != KERNEL or len(trend.series) > 1)
+
+
 def table(trend: Trend) -> Table:
     """Return a row a point and metric; what has no figure says why."""
     rows: list[list[float | int | str | bool | None]] = []
     for point in trend.points:
         place = trend.place(point)
         for name in trend.metrics:
-            metric = None if point.report is None else point.report.metrics.get(name)
+            metric = None if point.report is None else figures_of(point.report).get(name)
             trusted = point.metric(name)
             low, high = trusted.ci if trusted is not None and trusted.ci is not None else (None, None)
             why = point.error if metric is None else metric.reason

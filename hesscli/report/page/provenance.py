@@ -12,8 +12,8 @@ _TESTS = {
     "symmetry": ("u.Hv against v.Hu", "how far the product is from symmetric"),
     "repeat": ("the same product twice", "its noise floor"),
     "linearity": ("H(au + bv) against aHu + bHv", "how far it is from linear"),
-    "known_answer": ("a product known from a symmetry of the network", "its true error on these weights"),
-    "rounding": ("the product against the same in float32", "what narrow weights do to it"),
+    "known_answer": ("a product known from a symmetry of the network", "its error along it, on these weights"),
+    "rounding": ("products against the same in a wider dtype", "what the weights' dtype does to them"),
     "slope": ("the gradient against differences of the loss", "good to 0.01"),
     "curvature": ("the product against second differences of the loss", "good to 0.01"),
 }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hesscli.report.figures import overlay, trend
 from hesscli.report.glossary import meaning
+from hesscli.report.kernel import KERNEL
 from hesscli.report.page.drawing import inline
 from hesscli.report.page.links import address
 from hesscli.report.page.metrics import figure_cell
@@ -64,6 +65,8 @@ def _finding(manifest: Manifest) -> str:
         f"{manifest.count(status)} {status}" for status in ("failed", "missing", "skipped") if manifest.count(status)
     ]
     text += f"; {', '.join(parts)}" if parts else ""
+    if same and [axis.key for axis in manifest.axes] == [KERNEL]:
+        return f"{text}: one measurement, drawn with each kernel."
     return f"{text}; {same} measured once with another of the same weights." if same else f"{text}."
 
 
@@ -76,7 +79,7 @@ def _badges(manifest: Manifest) -> list[Notice]:
 
 def _pictures(over: Trend, files: Mapping[str, str]) -> list[Picture]:
     found: list[tuple[str, Callable[[], Figure], str]] = []
-    if over.metrics:
+    if trend.tells(over):
         caption = f"Metrics over {over.x}, with 95 % intervals" if over.x else "Metrics, with 95 % intervals"
         found.append(("trend", partial(trend.figure, over), caption))
     if len(overlay.drawable(over)) > 1:

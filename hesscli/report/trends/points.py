@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hesscli.report.kernel import KERNEL, with_kernel
 from hesscli.report.schema import Metric, Report
 from hesscli.report.sweep import Axis, Cell, Manifest
+from hesscli.report.trends.derived import ERROR, figures_of
 from hesscli.report.trends.steps import natural_order, positions
 
 # A revision before a model before anything else: the trend of a training is what most sweeps are for.
@@ -21,7 +23,9 @@ ASKED = (
 # The figures that tables and trends are about, by what a reader looks for first.
 KEY_METRICS = (
     "lambda_max",
+    "lambda_max_held_out",
     "lambda_min",
+    "lambda_min_held_out",
     "trace",
     "frobenius_norm",
     "negative_mass",
@@ -32,7 +36,10 @@ KEY_METRICS = (
     "quadratic_form",
     "relative_residual",
     "solution_norm",
+    ERROR,
 )
+# Keys whose sweeps are about the error of a product.
+_OF_PRODUCTS = ("operator.step", "operator.product", "model.dtype")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +54,7 @@ class Point:
 
     def metric(self, name: str) -> Metric | None:
         """The metric if the report has one with a value that can be trusted."""
-        metric = None if self.report is None else self.report.metrics.get(name)
+        metric = None if self.report is None else figures_of(self.report).get(name)
         return None if metric is None or metric.value is None or self.status == "untrustworthy" else metric
 
 
@@ -83,6 +90,8 @@ def trend_of_sweep(manifest: Manifest, cells: Sequence[tuple[Cell, Report | None
     points = []
     for cell, report in cells:
         status = cell.report_status if cell.report_status is not None and report is not None else cell.status
+        if report is not None and KERNEL in cell.values:  # a matter of drawing: such cells share one report
+            report = with_kernel(report, cell.values[KERNEL])
         points.append(Point(cell.values, report, status, cell.error))
     return _trend(manifest.name, points, manifest.axes)
 
@@ -115,7 +124,10 @@ def _trend(title: str, points: list[Point], axes: list[Axis]) -> Trend:
         chosen = Axis(key=chosen.key, values=[*chosen.values, None])
     other = [axis.key for axis in axes if axis.key != chosen.key]
     series = list(dict.fromkeys(_label(point.values, other) for point in points))
-    metrics = [name for name in KEY_METRICS if any(point.metric(name) for point in points)]
+    names: Sequence[str] = KEY_METRICS
+    if any(axis.key in _OF_PRODUCTS for axis in varied):
+        names = (names[0], ERROR, *(name for name in names[1:] if name != ERROR))
+    metrics = [name for name in names if any(point.metric(name) for point in points)]
     return Trend(title, points, axes, chosen.key, chosen.values, positions(chosen.values), series, metrics[:6])
 
 
@@ -133,6 +145,8 @@ def _facts(report: Report) -> dict[str, Any]:
         "operator.product": report.operator.product,
         "operator.params": report.operator.params,
     }
+    if report.operator.steps is not None and report.operator.steps[0] == report.operator.steps[1]:
+        facts["operator.step"] = report.operator.steps[0]
     return facts | {f"estimator.{key}": report.estimator[key] for key in ASKED if key in report.estimator}
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from hesscli.report.figures.table import Table
 from hesscli.report.interval import arms
 from hesscli.report.rounding import apart, significant, with_error
+from hesscli.report.trends.derived import ESTIMATES, figures_of
 from hesscli.report.trends.points import KEY_METRICS, Point, Trend
 from hesscli.report.words import DASH
 
@@ -37,7 +38,7 @@ def results_lines(trend: Trend) -> str:
     """The same as JSON lines, each metric with its standard error, the parts of its error, and a reason if null."""
     lines = []
     for point in trend.points:
-        metrics = point.report.metrics if point.report is not None else {}
+        metrics = figures_of(point.report) if point.report is not None else {}
         content = {
             "values": point.values,
             "status": point.status,
@@ -96,6 +97,8 @@ def figure(point: Point, name: str) -> str:
     metric = point.metric(name)
     if metric is None or metric.value is None:
         return DASH
+    if name in ESTIMATES:
+        return significant(metric.value, 2)
     found = arms(metric)
     if found is None:
         return f"{significant(metric.value, 3)} (no interval)"
@@ -106,7 +109,7 @@ def figure(point: Point, name: str) -> str:
 
 
 def _metric_names(trend: Trend) -> list[str]:
-    found = {name for point in trend.points if point.report is not None for name in point.report.metrics}
+    found = {name for point in trend.points if point.report is not None for name in figures_of(point.report)}
     return [*(n for n in KEY_METRICS if n in found), *sorted(found - set(KEY_METRICS))]
 
 

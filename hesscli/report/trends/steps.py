@@ -8,13 +8,15 @@ _THOUSANDS = {"": 1, "k": 1_000, "m": 1_000_000, "b": 1_000_000_000, "g": 1_000_
 
 
 def positions(names: Sequence[object]) -> list[float | None]:
-    """The step of each name, or a number as it is; None where a name does not say.
+    """The step of each name, or a number as it is; None where a name does not say, as auto among numbers.
 
     Names that differ in their numbers alone, at least two of them, are steps of one training; where several numbers
     differ, the first of them counts, so the step and not the tokens in `step1000-tokens4B`. Commits are no steps.
     """
-    if names and all(isinstance(name, int | float) and not isinstance(name, bool) for name in names):
-        return [float(name) for name in names if isinstance(name, int | float)]
+    numbers = [float(n) if isinstance(n, int | float) and not isinstance(n, bool) else None for n in names]
+    words = [str(name) for name, number in zip(names, numbers, strict=True) if number is None]
+    if len(words) < max(1, len(names) - 1) and not any(_NUMBER.search(word) for word in words):
+        return numbers
     texts = [name if isinstance(name, str) and not re.fullmatch(r"[0-9a-f]{12,40}", name) else "" for name in names]
     skeletons = [_NUMBER.sub("#", text) for text in texts]
     numbered = {s for s in skeletons if "#" in s and skeletons.count(s) > 1}
