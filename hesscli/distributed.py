@@ -1,4 +1,4 @@
-"""The processes of one run: who they are, sums over them, and one failure for all of them.
+"""The processes of one run, or of several in turn: who they are, sums over them, and one failure for all of them.
 
 torchrun starts N processes, and each does the same steps on its shard of every vector and on its rows of the data. So
 that they take the same branches, a scalar that steers control flow is the same bits in each: sums are made of all
@@ -11,8 +11,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -21,14 +21,18 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from hesscli.connections import connections, hang_up
 from hesscli.errors import HessError, UsageError
+from hesscli.shards import Shapes, joined_rows, packed, rows_of, spread, unpacked
 
 T = TypeVar("T")
+Coming = Callable[[], list[torch.Tensor]]  # waits for tensors that are on their way
 
 # A process may wait for the first one to read a large checkpoint; one that died is noticed long before.
 _TIMEOUT = timedelta(hours=1)
 _POLL, _GRACE = 0.2, 5.0  # seconds between looks for a failure elsewhere, and to leave in after one
-_FAILED, _SEEN = "failed", "seen"
+_PATIENCE = 300.0  # seconds more where other runs follow: what is computed between two collectives ends by itself
+_HERE, _FAILED, _SEEN = "here", "failed", "seen"
 # By the names of torch 2.13; the older ones warn there.
 _all_gather: Any = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 _reduce_scatter: Any = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
@@ -81,40 +85,47 @@ class Ranks:
         """
         return rows_of(length, self.rank, self.size)
 
-    def whole(self, parts: Sequence[torch.Tensor], shapes: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
+    def whole(self, parts: Sequence[torch.Tensor], shapes: Shapes) -> list[torch.Tensor]:
         """Tensors of these shapes from the ranks' rows of them, by one all-gather; all of one dtype and device."""
-        if self.size == 1:
-            return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
-        sizes = [_padded(shape, self.size) for shape in shapes]
-        own = parts[0].new_zeros(sum(sizes))
-        for part, room in zip(parts, own.split(sizes), strict=True):
-            room[: part.numel()].copy_(part.reshape(-1))
-        gathered = own.new_empty(self.size * own.numel())
-        _all_gather(gathered, own)
-        columns = gathered.view(self.size, -1).split(sizes, dim=1)
-        return [
-            column.reshape(-1)[: _numel(shape)].reshape(shape) for column, shape in zip(columns, shapes, strict=True)
-        ]
+        return self.gather(parts, shapes)()
 
-    def shard_sums(self, wholes: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """This rank's rows of the sums over ranks, by one reduce-scatter; all of one dtype and device."""
+    def gather(self, parts: Sequence[torch.Tensor], shapes: Shapes) -> Coming:
+        """Begin the same; what comes back waits for it, and must be called once."""
         if self.size == 1:
-            return list(wholes)
-        shapes = [tuple(x.shape) for x in wholes]
-        sizes = [_padded(shape, self.size) for shape in shapes]
-        sent = wholes[0].new_zeros((self.size, sum(sizes)))
-        for x, column in zip(wholes, sent.split(sizes, dim=1), strict=True):
-            flat = x.reshape(-1)
-            for rank, row in enumerate(column):
-                piece = flat[rank * row.numel() : (rank + 1) * row.numel()]
-                row[: piece.numel()].copy_(piece)
-        own = sent.new_empty(sum(sizes))
-        _reduce_scatter(own, sent.view(-1))
-        out = []
-        for shape, part in zip(shapes, own.split(sizes), strict=True):
-            rows = self.rows(shape[0])
-            out.append(part[: _numel((rows.stop - rows.start, *shape[1:]))].view(rows.stop - rows.start, *shape[1:]))
-        return out
+            return lambda: [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+        own = packed(parts, shapes, self.size)
+        gathered = own.new_empty(self.size * own.numel())
+        wait = self.gather_into(gathered, own)
+
+        def arrived() -> list[torch.Tensor]:
+            wait()
+            return joined_rows(gathered, shapes, self.size)
+
+        return arrived
+
+    def sum_shards(self, wholes: Sequence[torch.Tensor]) -> Coming:
+        """Begin to sum over ranks by one reduce-scatter, all of one dtype and device; waits for this rank's rows."""
+        if self.size == 1:
+            return lambda: list(wholes)
+        shapes, sent = [tuple(x.shape) for x in wholes], spread(wholes, self.size)
+        own = sent.new_empty(sent.shape[1])
+        wait = self.reduce_into(own, sent.view(-1))
+
+        def arrived() -> list[torch.Tensor]:
+            wait()
+            return unpacked(own, shapes, self.rank, self.size)
+
+        return arrived
+
+    def gather_into(self, gathered: torch.Tensor, own: torch.Tensor) -> Callable[[], object]:
+        """Begin to put every rank's numbers one after the other; a count of memory, without data, sends none."""
+        wait: Callable[[], object] = _all_gather(gathered, own, async_op=True).wait
+        return wait
+
+    def reduce_into(self, own: torch.Tensor, sent: torch.Tensor) -> Callable[[], object]:
+        """Begin to make this rank's share of the sums over ranks; likewise."""
+        wait: Callable[[], object] = _reduce_scatter(own, sent, async_op=True).wait
+        return wait
 
 
 ALONE = Ranks(0, 1, None)
@@ -124,22 +135,6 @@ _current = ALONE
 def ranks() -> Ranks:
     """The processes that this one has joined; itself alone where it has joined none."""
     return _current
-
-
-def rows_of(length: int, rank: int, size: int) -> slice:
-    """The rows of a rank where `length` of them are split in blocks of equal size."""
-    block = -(-length // size)
-    start = min(length, rank * block)
-    return slice(start, min(length, start + block))
-
-
-def _numel(shape: Sequence[int]) -> int:
-    return int(np.prod(shape, dtype=np.int64))
-
-
-def _padded(shape: Sequence[int], size: int) -> int:
-    """Numbers in the largest of the ranks' shards."""
-    return -(-shape[0] // size) * _numel(shape[1:])
 
 
 class LostError(HessError):
@@ -154,6 +149,50 @@ class LostError(HessError):
         """That of the rank that failed."""
         return self.code
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal ended that rank, so that nothing is to follow."""
+        return self.code > 128
+
+
+class GoneError(HessError):
+    """A process has left without a word: nothing can follow that needs all of them."""
+
+    def __init__(self) -> None:
+        super().__init__("ranks", "another process has ended", "its own output says why; the system may have ended it")
+
+
+@dataclass(slots=True)
+class _Meeting:
+    """The store through which processes find each other, and how often they have joined."""
+
+    store: Any
+    rank: int
+    size: int
+    times: int = 0
+    series: "_Watch | None" = None
+    """Of the series that the next group is a part of."""
+
+
+_meeting: _Meeting | None = None
+
+
+def _meet() -> _Meeting:
+    """Find the others, once in the life of a process. Raises UsageError where there is nothing to join."""
+    global _meeting
+    if _meeting is None:
+        missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+        if missing:
+            size = _world_size()
+            why = f"WORLD_SIZE is {size}" if size > 1 else "several processes are needed"
+            raise UsageError("model.placement", f"{why}, and {missing[0]} is not set", _START)
+        _meeting = _Meeting(*next(dist.rendezvous("env://", timeout=_TIMEOUT)))
+    return _meeting
+
+
+def _world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
 
 @contextmanager
 def joined(*, wanted: bool) -> Iterator[Ranks]:
@@ -161,19 +200,18 @@ def joined(*, wanted: bool) -> Iterator[Ranks]:
 
     `wanted`: the run is to be shared even if one process is all there is. A rank that fails makes the others raise
     LostError with its reason within seconds, or ends them where they wait in a collective that does not return. On
-    the way out the ranks wait for each other and leave the group.
+    the way out the ranks wait for each other and leave the group. Within a series (`in_turn`) they can join again.
 
-    Raises UsageError where there is nothing to join.
+    Raises UsageError where there is nothing to join, GoneError where a process has ended.
     """
-    size = int(os.environ.get("WORLD_SIZE") or 1)
-    if size == 1 and not wanted:
+    if _world_size() == 1 and not wanted:
         yield ALONE
         return
-    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
-    if missing:
-        why = f"WORLD_SIZE is {size}" if size > 1 else "several processes are needed"
-        raise UsageError("model.placement", f"{why}, and {missing[0]} is not set", _START)
-    with _group() as (store, found), _shared_failure(store, found):
+    meeting = _meet()
+    meeting.times += 1
+    name, patience = f"hess/{meeting.times}", 0.0 if meeting.series is None else _PATIENCE
+    _arrive(meeting, name)
+    with _group(meeting, name) as found, _shared_failure(meeting, name, patience=patience):
         global _current
         _current = found
         try:
@@ -184,48 +222,105 @@ def joined(*, wanted: bool) -> Iterator[Ranks]:
 
 
 @contextmanager
-def _group() -> Iterator[tuple[Any, Ranks]]:
-    store, rank, size = next(dist.rendezvous("env://", timeout=_TIMEOUT))
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK") or 0))
-        torch.cuda.set_device(device)
+def in_turn() -> Iterator[bool]:
+    """Several runs one after the other, each a `joined` block whose failure is its own; yields whether this one leads.
+
+    What fails outside of them, a signal, or a process that is gone, ends the series for all ranks, as it does a run.
+    """
+    if _world_size() == 1:
+        yield True
+        return
+    meeting = _meet()
+    meeting.times += 1
+    with _shared_failure(meeting, f"hess/{meeting.times}", patience=0.0) as meeting.series:
+        try:
+            yield meeting.rank == 0
+        finally:
+            meeting.series = None
+
+
+def _arrive(meeting: _Meeting, name: str) -> None:
+    """Wait for all, so that a signal is heard meanwhile, and what ends the series; a group's own way in hears nothing.
+
+    Raises LostError or GoneError.
+    """
+    store, end = dist.PrefixStore(name, meeting.store), time.monotonic() + _TIMEOUT.total_seconds()
+    try:
+        present = store.add(_HERE, 1)
+        while present < meeting.size:
+            if meeting.series is not None and meeting.series.told is not None:
+                raise LostError(*meeting.series.told)
+            if time.monotonic() > end:
+                raise GoneError
+            time.sleep(_POLL / 4)
+            present = store.add(_HERE, 0)
+    except RuntimeError as error:  # who keeps the store has left
+        raise GoneError from error
+
+
+@contextmanager
+def _group(meeting: _Meeting, name: str) -> Iterator[Ranks]:
+    device = _own_device()
+    before = connections()
     dist.init_process_group(
         "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl",
-        store=dist.PrefixStore("hess", store),
-        rank=rank,
-        world_size=size,
+        store=dist.PrefixStore(name, meeting.store),
+        rank=meeting.rank,
+        world_size=meeting.size,
         timeout=_TIMEOUT,
     )
+    own = connections() - before
     try:
-        yield store.clone(), Ranks(rank, size, device)
+        yield Ranks(meeting.rank, meeting.size, device)
     except BaseException:
-        if device.type == "cpu":  # NCCL may wait here for ranks that are gone; it ends with the process
+        hang_up(own)
+        if device.type == "cpu" or meeting.size == 1:
             dist.destroy_process_group()
+        elif meeting.series is not None:  # else NCCL may wait here for ranks that are gone; it ends with the process
+            _abort()
         raise
     dist.destroy_process_group()
 
 
+def _own_device() -> torch.device:
+    """The GPU of this process, the host on a machine without one. Raises UsageError where GPUs are fewer."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    number, count = int(os.environ.get("LOCAL_RANK") or 0), torch.cuda.device_count()
+    if number >= count:
+        what = f"process {number} of this machine has no GPU of its own: it finds {count}"
+        raise UsageError("ranks", what, "lower --nproc-per-node, or set CUDA_VISIBLE_DEVICES= for the host")
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
+
+
+def _abort() -> None:
+    """Leave a group whose kernels wait on the device for ranks that have left it."""
+    with suppress(Exception):  # it is gone, or is being left by the other thread
+        dist.distributed_c10d._abort_process_group()
+
+
 @contextmanager
-def _shared_failure(store: Any, found: Ranks) -> Iterator[None]:
+def _shared_failure(meeting: _Meeting, name: str, *, patience: float) -> Iterator["_Watch"]:
     """What one rank raises ends the block on every rank."""
-    watch = _Watch(store, found)
+    store, rank = dist.PrefixStore(name, meeting.store.clone()), meeting.rank
+    watch = _Watch(dist.PrefixStore(name, meeting.store.clone()), rank, meeting.size, patience)
     watch.start()
     try:
-        yield
+        yield watch
     except BaseException as error:
         if not isinstance(error, HessError):
             # A collective fails because of another rank's failure, a signal comes because of it: hear that one first.
             watch.wait(_GRACE / 2 if _is_lost(error) else 2 * _POLL)
         if watch.told is None:
-            store.compare_set(_FAILED, "", json.dumps([found.rank, *_in_words(error)]))
-            watch.wait_for_all(_GRACE)
+            with suppress(RuntimeError):  # who keeps the store has left
+                store.compare_set(_FAILED, "", json.dumps([rank, *_in_words(error)]))
+                watch.wait_for_all(_GRACE)
         told = watch.told
-        if told is not None and told[0] != found.rank and not isinstance(error, HessError):
+        if told is not None and told[0] != rank and not isinstance(error, HessError):
             raise LostError(*told) from error
         if _is_lost(error):
-            what, remedy = "another process has ended", "its own output says why; the system may have ended it"
-            raise HessError("ranks", what, remedy) from error
+            raise GoneError from error
         raise
     finally:
         watch.stop()
@@ -251,9 +346,9 @@ def _in_words(error: BaseException) -> tuple[str, int]:
 class _Watch(threading.Thread):
     """Looks for a failure of another rank, and ends this process where its main thread does not come back."""
 
-    def __init__(self, store: Any, found: Ranks) -> None:
+    def __init__(self, store: Any, rank: int, size: int, patience: float) -> None:
         super().__init__(daemon=True)
-        self._store, self._found = store, found
+        self._store, self._rank, self._size, self._patience = store, rank, size, patience
         self._left, self._heard = threading.Event(), threading.Event()
         self.told: tuple[int, str, int] | None = None
 
@@ -269,9 +364,14 @@ class _Watch(threading.Thread):
             self._store.add(_SEEN, 1)
         except RuntimeError:  # who keeps the store has left
             return
-        if rank == self._found.rank or self._left.wait(_GRACE):
+        if rank == self._rank or self._left.wait(_GRACE):
             return
-        if self._found.rank == 0:
+        if self._patience:
+            if torch.cuda.is_available():
+                _abort()
+            if self._left.wait(self._patience):
+                return
+        if self._rank == 0:
             sys.stderr.write(f"error: rank {rank}: {what}\n")
             sys.stderr.flush()
         os._exit(code)
@@ -285,7 +385,7 @@ class _Watch(threading.Thread):
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             try:
-                if self._store.add(_SEEN, 0) >= self._found.size:
+                if self._store.add(_SEEN, 0) >= self._size:
                     return
             except RuntimeError:
                 return

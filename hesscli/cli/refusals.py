@@ -1,18 +1,10 @@
 """What the parser refuses, in the words of our own errors: the option, what is wrong with it, what to type."""
 
-import os
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 from hesscli.errors import UsageError
-
-
-def refuse_many(verb: str) -> None:
-    """Raise UsageError where torchrun has started several processes: each would do the whole of this verb."""
-    size = int(os.environ.get("WORLD_SIZE") or 1)
-    if size > 1:
-        raise UsageError("WORLD_SIZE", f"{verb} is for one process, and {size} were started", "leave torchrun out")
 
 
 def is_refusal(error: Exception) -> bool:

@@ -3,6 +3,7 @@
 import os
 import re
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,6 @@ from rich.markup import escape
 
 from hesscli.cli.gates import Asserts, BaselineFile, Inconclusive, announce_run, policy_of
 from hesscli.cli.output import complain, progress_console, result_console, say
-from hesscli.cli.refusals import refuse_many
 from hesscli.errors import IncompleteError, UsageError
 from hesscli.recipe import PROBES
 from hesscli.recipe.document import Values, load_recipe, parse_overrides, without
@@ -63,13 +63,21 @@ def _sweep(
     quiet: Annotated[
         bool, typer.Option("-q", "--quiet", metavar="", help="the manifest's path and nothing else on stdout")
     ] = False,
+    log_to: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--log-to",
+            metavar="TRACKER",
+            help="tensorboard, wandb or mlflow: each cell when it has ended; repeat for more",
+            show_default=False,
+        ),
+    ] = None,
     asserts: Asserts = None,
     baseline: BaselineFile = None,
     on_inconclusive: Inconclusive = "warn",
 ) -> None:
     from hesscli.recipe.cells import expand, print_cells
 
-    refuse_many("hess sweep")
     layers, folder = _layers(words, probe, output_dir)
     expansion = expand(layers)
     for dropped in expansion.idle:
@@ -92,10 +100,16 @@ def _sweep(
     from hesscli.run.progress import ProgressListener
     from hesscli.run.sweep.loop import sweep
     from hesscli.run.sweep.results import Gating
+    from hesscli.run.tracking import track, usable
 
     gating = Gating(demands, policy) if demands else None
-    with ProgressListener(progress_console(), quiet=quiet) as on_event:
-        ending = sweep(plan, shard=part, retry_failed=retry_failed, gating=gating, on_event=on_event, on_failure=_trace)
+    listener = ProgressListener(progress_console(), quiet=quiet)
+    on_done = partial(track, usable(log_to or [], on_event=listener), on_event=listener)
+    wishes: dict[str, Any] = {"shard": part, "retry_failed": retry_failed, "gating": gating}
+    with listener as on_event:
+        ending = sweep(plan, **wishes, on_event=on_event, on_failure=_trace, on_done=on_done)
+    if ending is None:  # the first process speaks
+        return
     _show(plan, ending.manifest, json=json, quiet=quiet)
     if ending.judged is not None:
         announce_run(ending.judged, shown=not (json or quiet))

@@ -1,7 +1,5 @@
 """One run: recipe in, report and figures in a run folder out."""
 
-import json
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,10 +11,11 @@ from hesscli.curvature.choice import Choice, choose_operator
 from hesscli.curvature.differences.finite_difference import FiniteDifferenceOperator
 from hesscli.curvature.differences.kinks import find_kinks
 from hesscli.curvature.risk import EmpiricalRisk, LossValue
+from hesscli.curvature.trust.float64 import with_float64
 from hesscli.curvature.trust.precision import narrow_inside
-from hesscli.curvature.trust.preflight import Preflight, check_product
-from hesscli.curvature.trust.rounding import check_rounding, is_narrow, rounding_error
-from hesscli.distributed import ranks
+from hesscli.curvature.trust.preflight import Preflight, RefusedProductError, check_product
+from hesscli.curvature.trust.rounding import check_rounding, gradient_in_float32, is_narrow, rounding_error
+from hesscli.distributed import ALONE, ranks
 from hesscli.errors import UntrustworthyError, UsageError
 from hesscli.events import Event, Finished, Noted, OnEvent, Started, Warned
 from hesscli.linalg.space import ParameterVector
@@ -25,6 +24,7 @@ from hesscli.recipe.document import dump
 from hesscli.report import schema
 from hesscli.report.document import read_report, write_report
 from hesscli.report.figures import draw
+from hesscli.report.kernel import with_kernel
 from hesscli.run.environment import environment, exact_arithmetic, keep_freed_pages, peak_bytes
 from hesscli.run.faults import as_hess_error
 from hesscli.run.figures.measure import Findings, estimator_settings, measure
@@ -32,11 +32,13 @@ from hesscli.run.figures.solve import check_rows, check_solve
 from hesscli.run.journal import Journal
 from hesscli.run.observed import ObservedOperator
 from hesscli.run.planning.check import check_fits, explained
+from hesscli.run.redrawing import drawn_as_asked
 from hesscli.run.retreat import RetreatingOperator
 from hesscli.run.setup import Subject, build_subject
 from hesscli.run.storage.artifacts import save_vectors
-from hesscli.run.storage.folder import STATE, check_writable, has_state, part_folder, run_folder, run_hash
+from hesscli.run.storage.folder import STATE, check_writable, part_folder, part_of, run_folder, run_hash
 from hesscli.run.storage.product_log import ProductLog
+from hesscli.run.storage.state import State
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,25 +99,41 @@ def run(
     earlier = ranks().agreed(Outcome(_read_again(final), final, fresh=False) if there else None)
     if earlier is not None:
         on_event(Noted("an equal run is there already" + ("; --force measures again" if known is None else "")))
+        if known is None and ranks().rank == 0:  # cells of a sweep share a run, and are drawn beside each other there
+            again = drawn_as_asked(earlier.report, earlier.folder, recipe, on_event=on_event)
+            earlier = replace(earlier, report=again)
         return earlier
-    if resume and ranks().size > 1:
-        on_event(Noted("several processes keep no products: a run that is cut off starts again"))
-    resume = resume and not force and ranks().size == 1
-    if resume and has_state(final):
-        on_event(Noted("going on with a run that was cut off; --no-resume starts again"))
+    resume = resume and not force
+    state = State(ranks().agreed(part_of(final)) / STATE, ranks())
     with explained(recipe, subject, listener), as_hess_error(), part_folder(final, resume=resume) as part:
+        resumed = _goes_on(state, on_event) if resume else False
         check_fits(recipe, subject)
         journal = Journal(part, subject.risk.space, run_id=run_id, on_event=listener)
         facts = {"probe": recipe.probe, "operator": recipe.operator.kind}
-        with journal.open(resumed=resume and has_state(final), **facts):
+        with journal.open(resumed=resumed, **facts):
             listener.journal = journal
-            report = _measured(recipe, subject, journal, part, listener, start, resume=resume)
+            kept = state if resume else None
+            report = _measured(recipe, subject, journal, part, listener, start, state=kept)
+        report = with_kernel(report, recipe.density.kernel_width)
         report.artifacts += draw(report, part, recipe.output.plots)
         replayed = recipe.model_copy(update={"gates": []})  # no part of the run, and their baselines lie elsewhere
         (part / "recipe.yaml").write_text(dump(replayed), encoding="utf-8")
         report.seconds = time.perf_counter() - start
         write_report(report, part / "report.json")
+        state.agreed_end()
     return Outcome(report, final, fresh=True)
+
+
+def _goes_on(state: State, on_event: OnEvent) -> bool:
+    """Whether there is what this run can go on from; said, and what there is that it cannot."""
+    if state.agreed_to_go_on():
+        on_event(Noted("going on with a run that was cut off; --no-resume starts again"))
+        return True
+    if others := state.of_others():
+        this = "one process" if ranks() is ALONE else f"{ranks().size} under torchrun"
+        what = f"a run of the same by {' and by '.join(others)} was cut off, which {this} cannot go on from"
+        on_event(Noted(f"{what}: it starts afresh, and what is there stays until it has ended"))
+    return False
 
 
 def _read_again(final: Path) -> schema.Report:
@@ -140,22 +158,30 @@ def _facts(recipe: Recipe, subject: Subject) -> dict[str, object]:
         "probe": recipe.probe,
         "kind": recipe.operator.kind,
         "product": recipe.operator.product,
+        **({} if recipe.operator.step == "auto" else {"step": recipe.operator.step}),  # names of other runs stay
         "parameters": list(subject.risk.space.names),
         "estimator": estimator_settings(recipe),
     }
 
 
 def _measured(
-    recipe: Recipe, subject: Subject, journal: Journal, folder: Path, listener: _Listener, start: float, *, resume: bool
+    recipe: Recipe,
+    subject: Subject,
+    journal: Journal,
+    folder: Path,
+    listener: _Listener,
+    start: float,
+    *,
+    state: State | None,
 ) -> schema.Report:
-    choice = _choice(recipe, subject.risk, folder / STATE, resume=resume)
+    choice = _choice(recipe, subject.risk, state)
     listener(Noted(f"{choice.product}: {choice.why}"))
     differences = _differences(choice)
     if (inside := narrow_inside(subject.risk)) is not None:
         listener(inside)
     for warning in find_kinks(subject.checkpoint.model) if differences else []:
         listener(warning)
-    log = ProductLog(folder / STATE, subject.risk.space) if resume else None
+    log = None if state is None else ProductLog(state, subject.risk.space)
     patient = RetreatingOperator(choice.operator, subject.risk, recipe=recipe, on_event=listener)
     operator = ObservedOperator(patient, subject.risk.space, log=log, journal=journal)
     findings = Findings(estimator_settings(recipe))
@@ -169,24 +195,28 @@ def _measured(
         journal.loss(loss.value)
         gradient, gradient_seconds = patient.patiently(lambda: _timed_gradient(subject.risk))
         journal.gradient(gradient, gradient_seconds)
-        narrow = is_narrow(subject.risk)
+        narrow, kind, seed = is_narrow(subject.risk), recipe.operator.kind, recipe.estimator.seed
         if narrow and differences:  # they compute in float32, and are held against its gradient
             gradient = differences.gradient()
+        elif narrow and kind == "hessian":  # one in float32 does not share the product's roundings
+            gradient = patient.patiently(lambda: gradient_in_float32(subject.risk) or []) or gradient
         preflight = check_product(
             operator,
             subject.risk,
             loss=loss,
             gradient=gradient,
-            semi_definite=recipe.operator.kind != "hessian",
-            seed=recipe.estimator.seed,
+            semi_definite=kind != "hessian",
+            seed=seed,
         )
         del gradient
         if narrow and differences is None:
-            kind, seed = recipe.operator.kind, recipe.estimator.seed
             rounding = rounding_error(operator, subject.risk, kind=kind, seed=seed)
             preflight = replace(preflight, rounding=rounding)
             for warning in check_rounding(rounding):
                 listener(warning)
+        elif differences is None:
+            preflight = with_float64(preflight, subject.risk, kind=kind, seed=seed)
+        preflight = replace(preflight, differences=differences is not None)
         listener(Finished("preflight"))
         operator.seconds, warm_up = 0.0, operator.num_matvecs - operator.num_replayed
         noise = max(preflight.noise, differences.relative_error if differences else 0.0)
@@ -194,6 +224,7 @@ def _measured(
         timed = operator.num_matvecs - operator.num_replayed - warm_up
     except (UntrustworthyError, FloatingPointError) as error:
         timed = 0
+        preflight = error.found if isinstance(error, RefusedProductError) else preflight
         findings.status, findings.status_text = "untrustworthy", str(error)
     for warning in differences.warnings(noise=noise) if differences else []:
         listener(warning)
@@ -232,24 +263,22 @@ def _measured(
     )
 
 
-def _choice(recipe: Recipe, risk: EmpiricalRisk, state: Path, *, resume: bool) -> Choice:
+def _choice(recipe: Recipe, risk: EmpiricalRisk, state: State | None) -> Choice:
     """The product that a run was cut off with, else the one that suits what is found now.
 
     What fits depends on the memory that is free at the time, and products differ in their rounding.
     """
     kind, product, seed = recipe.operator.kind, recipe.operator.product, recipe.estimator.seed
-    file = state / "product.json"
-    if resume and file.exists():
-        kept = json.loads(file.read_text(encoding="utf-8"))
-        again = choose_operator(risk, kind=kind, product=kept["asked"], seed=seed)
+    step = None if recipe.operator.step == "auto" else recipe.operator.step
+    if state is not None and (kept := state.agreed_choice()) is not None:
+        again = choose_operator(risk, kind=kind, product=kept["asked"], seed=seed, step=step)
         if again.product == kept["product"]:
             return replace(again, why=kept["why"])
-        shutil.rmtree(state)
-    choice = choose_operator(risk, kind=kind, product=product, seed=seed)
-    if resume:
-        state.mkdir(parents=True, exist_ok=True)
+        state.forget(start=0)
+    choice = choose_operator(risk, kind=kind, product=product, seed=seed, step=step)
+    if state is not None:
         asked = "auto" if choice.product == "jacobian" else choice.product
-        file.write_text(json.dumps({"asked": asked, "product": choice.product, "why": choice.why}), encoding="utf-8")
+        state.keep_choice({"asked": asked, "product": choice.product, "why": choice.why})
     return choice
 
 

@@ -32,8 +32,17 @@ def together(recipe: Recipe) -> Iterator[Share]:
         asked = f"a device map in {size}" if model.device_map is not None else f"{model.placement!r} in {size}"
         what = f"{asked} processes would measure the same {size} times"
         raise UsageError("model.placement", what, "use fsdp, or start one process, without torchrun")
-    with joined(wanted=model.placement == "fsdp") as ranks, tempfile.TemporaryDirectory() as unseen:
-        if ranks.rank:
-            output = recipe.output.model_copy(update={"dir": unseen, "plots": []})
-            recipe = recipe.model_copy(update={"output": output})
-        yield Share(recipe, ranks.rank == 0)
+    with joined(wanted=model.placement == "fsdp") as ranks:
+        if ranks.rank == 0:
+            yield Share(recipe, first=True)
+            return
+        with unseen(recipe) as own:
+            yield Share(own, first=False)
+
+
+@contextmanager
+def unseen(recipe: Recipe) -> Iterator[Recipe]:
+    """The recipe of a process that does not speak: what it writes beside its products lies where nobody sees it."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = recipe.output.model_copy(update={"dir": folder, "plots": []})
+        yield recipe.model_copy(update={"output": output})

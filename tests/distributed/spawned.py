@@ -11,15 +11,16 @@ from pathlib import Path
 TESTS = Path(__file__).parent.parent
 
 
-def on_ranks(count, function, *arguments, expect=0, seconds=170):
+def on_ranks(count, function, *arguments, expect=0, seconds=170, join=True):
     """What `function(ranks, *arguments)` returns on each rank; it stands at the top of a module of this folder.
 
+    A function that joins the ranks itself, where `join` is False, gets the arguments alone.
     With `expect`, the exit code that every rank is to have, or each one's, what they said on stderr is returned.
     """
     with tempfile.TemporaryDirectory() as folder:
         call = Path(folder) / "call"
-        call.write_bytes(pickle.dumps((function.__module__.split(".")[-1], function.__name__, arguments)))
-        processes = [_start(rank, count, free, call) for free in [_free_port()] for rank in range(count)]
+        call.write_bytes(pickle.dumps((function.__module__.split(".")[-1], function.__name__, arguments, join)))
+        processes = [_start(rank, count, free, call) for free in [free_port()] for rank in range(count)]
         try:
             said = [p.communicate(timeout=seconds)[1] for p in processes]
         finally:
@@ -42,7 +43,8 @@ def _start(rank, count, port, call):
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def _free_port():
+def free_port():
+    """A port that nobody listens at."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
@@ -57,11 +59,14 @@ def _run(call):
     from hesscli.errors import HessError
 
     torch.set_num_threads(1)
-    module, name, arguments = pickle.loads(Path(call).read_bytes())
+    module, name, arguments, join = pickle.loads(Path(call).read_bytes())
+    function, result = getattr(importlib.import_module(module), name), Path(f"{call}.{os.environ['RANK']}")
+    if not join:
+        result.write_bytes(pickle.dumps(function(*arguments)))
+        return
     try:
         with joined(wanted=True) as ranks:
-            found = getattr(importlib.import_module(module), name)(ranks, *arguments)
-            Path(f"{call}.{ranks.rank}").write_bytes(pickle.dumps(found))
+            result.write_bytes(pickle.dumps(function(ranks, *arguments)))
     except HessError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(error.exit_code)

@@ -14,7 +14,7 @@ def agreeing(ranks):
     shapes = [(7, 3), (1,), (4, 2, 2)]
     wholes = [torch.arange(float(np.prod(s))).reshape(s) for s in shapes]
     own = [w[ranks.rows(len(w))] for w in wholes]
-    sums = ranks.shard_sums([w * (ranks.rank + 1) for w in wholes])
+    sums = ranks.sum_shards([w * (ranks.rank + 1) for w in wholes])()
     factor = ranks.size * (ranks.size + 1) // 2
     return {
         "sum": ranks.sum(np.array([0.1 * (ranks.rank + 1), 1.0])).tobytes(),

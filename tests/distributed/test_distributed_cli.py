@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
     return place
 
 
-def hess(folder, words, *, processes=1):
+def hess(folder, words, *, processes=1, measuring=True):
     """What `hess WORDS` says in so many processes, started by torchrun where there are several."""
     start = [sys.executable, "-m"]
     if processes > 1:
@@ -39,7 +39,9 @@ def hess(folder, words, *, processes=1):
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         start += ["torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(port), "-m"]
-    command = [*start, "hesscli", *words.split(), "--plots", "none", "-d", "rows.jsonl", "-o", f"out{processes}"]
+    command = [*start, "hesscli", *words.split()]
+    if measuring:
+        command += ["--plots", "none", "-d", "rows.jsonl", "-o", f"out{processes}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=170, check=False
@@ -117,7 +119,17 @@ def test_placements_and_numbers_of_processes_that_do_not_go_together(size, words
     assert capfd.readouterr().err.startswith(f"error: {what}")
 
 
-def test_a_sweep_is_for_one_process(monkeypatch, capfd):
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    assert _exit_code(["sweep", "ci-smoke"]) == 2
-    assert capfd.readouterr().err.startswith("error: WORLD_SIZE: hess sweep is for one process, and 3 were started")
+def test_a_sweep_has_one_voice_and_the_exit_code_of_one_process(folder):
+    (folder / "both.yaml").write_text("schema: hess.recipe/1\nprobe: trace\nmatrix: {model.id: [qwen3, none]}\n")
+    given = "estimator.probes=2 estimator.steps=2 data.id=rows.jsonl model.offline=true output.plots=none"
+    words = f"sweep both.yaml {given} --json -o cells"
+    said = hess(folder, words, processes=2, measuring=False)
+    manifest = json.loads(said.stdout)
+    assert [cell["status"] for cell in manifest["cells"]] == ["done", "failed"], said.stderr
+    assert manifest["cells"][1]["exit_code"] == 6
+    assert "exitcode  : 7" in said.stderr
+    (line,) = [found for found in own_lines(said) if found.startswith("error")]
+    assert line.startswith("error: sweep: 1 of 2 cells failed (first: model: ")
+    report = json.loads((folder / "cells" / manifest["cells"][0]["folder"] / "report.json").read_text())
+    assert report["operator"]["placement"] == "fsdp"
+    assert sorted(path.name for path in (folder / "cells").iterdir()) == ["qwen3", "sweeps"]

@@ -8,11 +8,14 @@ import torch
 from breadth.subjects import SUBJECTS
 from models import model_of
 from spawned_measurements import CASES, OTHERS, SEED
-from tiny import flat, ragged_slice
+from tiny import flat, ragged_slice, risk_of, tiny_model
 
+from hesscli.curvature.choice import choose_operator
+from hesscli.curvature.differences.finite_difference import FiniteDifferenceOperator
 from hesscli.curvature.double_backward import HessianOperator
 from hesscli.curvature.gauss_newton import EmpiricalFisherOperator, FisherOperator, GGNOperator
 from hesscli.curvature.risk import EmpiricalRisk
+from hesscli.curvature.trust.rounding import rounding_error
 
 WORDS = [(size, i) for size, cases in CASES.items() for i in range(len(cases))]
 
@@ -77,6 +80,24 @@ def test_the_gradient_is_a_sum_over_ranks_and_no_mean(case):
     assert relative(found[0]["gradient"], risk.gradient()) < 1e-5
 
 
+def test_a_head_in_chunks_of_tokens_changes_neither_loss_nor_gradient(case):
+    found, risk = case
+    v = risk.space.random("gaussian", seed=1, index=0)
+    for one in found:
+        chunks = one["chunks"]
+        assert chunks["most"] == 2
+        assert chunks["loss"] == pytest.approx((risk.loss().value, risk.loss().stderr), rel=1e-6)
+        assert chunks["along"] == pytest.approx(risk.loss_along(v, 0.01), rel=1e-6)
+        assert relative(chunks["gradient"], risk.gradient()) < 1e-6
+
+
+def test_a_gradient_over_ranks_never_holds_all_scores(over_ranks):
+    for found in over_ranks[2]:
+        whole, chunks, scores = found["peak"]
+        assert whole > 2 * scores
+        assert chunks < 0.5 * scores
+
+
 def test_exact_products_are_those_of_one_process(case):
     found, risk = case
     vs = [risk.space.random("gaussian", seed=1, index=i) for i in range(2)]
@@ -98,6 +119,19 @@ def test_differences_are_within_their_reported_error_and_leave_the_weights_as_th
     truth = HessianOperator(risk, keep_graph=False).matvec(risk.space.random("gaussian", seed=1, index=0))
     assert relative(product, truth) <= 2 * error < 1e-2  # which the estimate is good to
     assert all(one["restored"] for one in found)
+
+
+def test_choices_of_experts_that_a_step_changes_are_counted_over_ranks(case):
+    found, risk = case
+    operator = FiniteDifferenceOperator(risk, scheme="central")
+    switched = operator.difference(risk.space.random("gaussian", seed=1, index=0)).switched
+    for one in found:
+        assert one["choices"] == (operator.num_choices, switched)
+
+
+def test_a_mixture_of_experts_has_choices_to_count(over_ranks):
+    # 35 positions of a token, two layers.
+    assert [found["cases"][2]["choices"][0] for found in over_ranks[2]] == [70, 70]
 
 
 def test_moved_shards_are_seen_where_older_ones_were_gathered_before(case):
@@ -131,3 +165,17 @@ def test_other_tasks_and_structures_have_the_same_gradient_and_product(name, ove
     v = risk.space.random("gaussian", seed=1, index=0)
     assert relative(gradient, risk.gradient()) < 1e-5
     assert relative(product, HessianOperator(risk, keep_graph=False).matvec(v)) < 1e-5
+
+
+def test_what_narrow_weights_do_is_measured_over_ranks_as_in_one_process(over_ranks):
+    risk = risk_of(tiny_model("qwen3").bfloat16(), ragged_slice(), 2)
+    for kind, error in over_ranks[2][0]["narrow"].items():
+        operator = choose_operator(risk, kind=kind, product="layered", seed=SEED).operator
+        assert error == pytest.approx(rounding_error(operator, risk, kind=kind, seed=SEED), rel=0.3), kind
+    assert over_ranks[2][0]["narrow"] == over_ranks[2][1]["narrow"]
+
+
+def test_a_function_that_is_differentiable_once_is_found_over_ranks(over_ranks):
+    for found in over_ranks[2]:
+        assert found["once"].startswith("the last resort")
+        assert "once_differentiable" in found["once"]

@@ -72,25 +72,44 @@ def test_a_rank_that_is_killed_leaves_no_other_waiting():
 
 @pytest.fixture
 def sent(over_ranks):
-    """For each of two ranks: what each product sends, and the size of all parameters with their padding."""
+    """For each of two ranks: what each product sends, and the sizes of parameters with their padding."""
     return [found["traffic"] for found in over_ranks[2]]
 
 
 def test_a_difference_sends_what_two_gradients_send(sent):
-    for by_what, _ in sent:
+    for found in sent:
+        by_what = found["sent"]
         assert by_what["difference"] == {name: 2 * count for name, count in by_what["gradient"].items()}
 
 
 def test_a_gradient_sends_the_weights_twice_and_their_gradients_once(sent):
     # What lies outside of layers stays whole from forward to backward: it is sent once.
-    for by_what, whole in sent:
+    for found in sent:
+        by_what, whole = found["sent"], found["whole"]
         assert by_what["gradient"]["reduce-scatter"] == whole
         assert whole < by_what["gradient"]["all-gather"] < 2 * whole
 
 
+def test_a_head_in_chunks_sends_nothing_more(sent):
+    for found in sent:
+        assert found["sent"]["gradient in chunks"] == found["sent"]["gradient"]
+
+
 def test_an_exact_product_sends_less_than_a_difference(sent):
-    for by_what, whole in sent:
-        assert by_what["exact"]["reduce-scatter"] == whole
-        assert 2 * whole < by_what["exact"]["all-gather"] < 4 * whole
+    # Weights and vectors forward and back, but for what stays: outside of layers, and where the sweep turns back.
+    for found in sent:
+        by_what, whole = found["sent"], found["whole"]
+        once = 2 * whole - found["outside"] - found["last layer"]
+        assert by_what["exact"] == {"all-gather": 2 * once, "reduce-scatter": whole}
+        assert by_what["two vectors"] == {"all-gather": 3 * once, "reduce-scatter": 2 * whole}
         assert sum(by_what["exact"].values()) < sum(by_what["difference"].values())
-        assert by_what["two vectors"]["reduce-scatter"] == 2 * whole
+
+
+def test_a_layer_is_gathered_while_the_one_before_it_computes_and_sent_while_the_next_does(over_ranks):
+    for size in (2, 4):
+        for found in over_ranks[size]:
+            (first, second), same = found["on the way"]
+            # Two layers forward; the last, which has stayed, and the first one back; what lies outside of them.
+            assert first == [(0, 0), (0, 0), (0, 1), (0, 1), (0, 1)]
+            assert second == [(1, 0), (0, 0), (1, 1), (0, 1), (0, 1)]
+            assert same

@@ -14,7 +14,8 @@ from hesscli.linalg.space import ParameterSpace, ParameterVector
 class ShardedLayeredOperator:
     """The Hessian of a sharded risk, or with `curvature` a Gauss-Newton matrix; see `layers/layered.py`.
 
-    A batch sends for k vectors (2 + 3k) times the weights' size: 2 + 2k by all-gather, k by reduce-scatter.
+    A batch sends for k vectors less than (2 + 3k) times the weights' size: 2 + 2k by all-gather, k by reduce-scatter.
+    From the second product on, that goes on while layers compute: 1 + k times a layer's size more is held.
     """
 
     def __init__(self, risk: ShardedRisk, stack: Stack, curvature: ScoreCurvature | None = None) -> None:
@@ -34,7 +35,8 @@ class ShardedLayeredOperator:
         """The products, sharing all that does not depend on v. Holds k results."""
         totals, swept = [self.space.zeros() for _ in vs], self.risk.swept
         residence = swept.residence
-        with twice_differentiable_attention(), residence.product(vs, totals), residence.outside() as outside:
+        like = len(self.risk.passes), self._curvature is None
+        with twice_differentiable_attention(), residence.product(vs, totals, like=like), residence.outside() as outside:
             sweep = Sweep(swept, self._stack, self._curvature, self._pushes, vs, totals, outside=outside)
             for batch in self.risk.passes:
                 sweep.add(batch)

@@ -1,12 +1,13 @@
 """The empirical risk of a model that FSDP2 has sharded: every rank's rows, every rank's part of the weights.
 
 A gradient is one pass of FSDP2 forward and back on each rank's rows: two all-gathers of the weights and one
-reduce-scatter of their gradients, layer by layer. A finite difference is FSHP's (arXiv 2602.00816, Algorithm 1): each
-rank moves its own shard, and nothing is sent but what two gradients send, and scalars.
+reduce-scatter of their gradients, layer by layer; many scores are taken by chunks of tokens (`chunked.py`). A finite
+difference is FSHP's (arXiv 2602.00816, Algorithm 1): each rank moves its own shard, and nothing is sent but what two
+gradients send, and scalars.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 
 import numpy as np
@@ -15,8 +16,11 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from hesscli.curvature.layers.layered_risk import Watch
+from hesscli.curvature.layers.stack import Stack, UnknownStructureError
 from hesscli.curvature.losses import cross_entropy, scores, twice_differentiable_attention
 from hesscli.curvature.risk import EmpiricalRisk
+from hesscli.curvature.sharded.chunked import ChunkedPass
 from hesscli.curvature.sharded.rows import FILLER, own_batches
 from hesscli.curvature.sharded.swept import SweptRisk
 from hesscli.data.slice import IGNORED, Batch
@@ -69,6 +73,8 @@ class ShardedRisk(EmpiricalRisk):
             bare=self._bare,
         )
         other.__dict__["swept"] = self.swept  # whose batches nobody runs
+        if "_stack" in self.__dict__:  # to find it again would gather every layer
+            other.__dict__["_stack"] = self.__dict__["_stack"]
         return other
 
     def terms(self, batch: Batch, weights: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
@@ -83,10 +89,33 @@ class ShardedRisk(EmpiricalRisk):
         return torch.from_numpy(self._ranks.agreed(found.cpu().numpy())).to(found.device)
 
     def _terms(self, batch: Batch) -> torch.Tensor:
-        with torch.no_grad():
-            found = self._loss_terms(batch)
+        stack = self._by_tokens(batch)
+        if stack is not None:
+            found = ChunkedPass(self.model, stack).terms(self.inputs(batch), batch)
+        else:
+            with torch.no_grad():
+                found = self._loss_terms(batch)
         self._reshard()
         return found
+
+    def _by_tokens(self, batch: Batch) -> Stack | None:
+        """As in one process, but that all ranks look for the stack together, whatever their rows are."""
+        if all(b.targets.shape[1] == 1 for b in self.batches) or self._stack is None:
+            return None
+        return super()._by_tokens(batch)
+
+    @cached_property
+    def _stack(self) -> Stack | None:
+        try:
+            return self.swept.find_stack()
+        except UnknownStructureError:
+            return None
+
+    def _batch_loss(self, batch: Batch) -> torch.Tensor:
+        stack = self._by_tokens(batch)
+        if stack is not None:
+            return ChunkedPass(self.model, stack).loss(self.inputs(batch), batch)
+        return self._loss_terms(batch).sum()
 
     def _loss_terms(self, batch: Batch) -> torch.Tensor:
         found = scores(self.model, self.inputs(batch))
@@ -109,20 +138,24 @@ class ShardedRisk(EmpiricalRisk):
         with twice_differentiable_attention():
             return self._gradient()
 
-    def gradient_along(self, v: ParameterVector, alpha: float) -> ParameterVector:
-        """The same at theta + alpha v, with fused attention too; holds a copy of the shards."""
+    def gradient_along(self, v: ParameterVector, alpha: float, watch: Watch = nullcontext) -> ParameterVector:
+        """The same at theta + alpha v, with fused attention too; holds a copy of the shards.
+
+        The forward pass of each of this rank's batches is inside of `watch(batch)`.
+        """
         with self._displaced(v, alpha):
-            return self._gradient()
+            return self._gradient(watch)
 
     def loss_along(self, u: ParameterVector, step: float) -> float:
         """The mean loss at theta + step u: one forward pass; holds a copy of the shards."""
         with self._displaced(u, step):
             return self.loss().value
 
-    def _gradient(self) -> ParameterVector:
+    def _gradient(self, watch: Watch = nullcontext) -> ParameterVector:
         total = self.space.zeros()
         for batch in self.passes:
-            loss = self._loss_terms(batch).sum()
+            with nullcontext() if batch.first_row == FILLER else watch(batch):
+                loss = self._batch_loss(batch)
             if loss.requires_grad:
                 loss.backward()
             self._reshard()

@@ -31,15 +31,25 @@ class SweptRisk(EmpiricalRisk):
         chosen = [named[name] for name in space.names]
         super().__init__(bare, batches, names=space.names, parameters=chosen, input_device=input_device)
         self.space, self.residence = space, ShardedResidence(bare, shards, space)
+        self._found: Stack | None = None
+
+    def on(self, batches: Sequence[Batch]) -> EmpiricalRisk:
+        """The same model, parameters and residence on other batches; for when nothing is open."""
+        other = super().on(batches)
+        other.space, other.residence = self.space, self.residence
+        return other
 
     def find_stack(self) -> Stack:
-        """The layers, by a run of one short row on every rank, and a look at a longer one.
+        """The layers, by a run of one short row on every rank, and a look at a longer one; looked for once.
 
         Raises UnknownStructureError where the model cannot be taken layer by layer.
         """
+        if self._found is not None:
+            return self._found
+        row = self.first_row(most=LOOKED_AT)
         with self.residence.outside():
             try:
-                stack = find_stack(self.first_row(most=LOOKED_AT))
+                stack = find_stack(row)
             except (UnknownStructureError, torch.OutOfMemoryError):
                 raise
             except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -48,4 +58,5 @@ class SweptRisk(EmpiricalRisk):
             if stack.count_calls(self.inputs(longest)) != len(stack.outputs):
                 msg = "it does not run its layers as often on a longer row"
                 raise UnknownStructureError(msg)
+        self._found = stack
         return stack

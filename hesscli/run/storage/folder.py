@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def part_folder(final: Path, *, resume: bool) -> Iterator[Path]:
     When it does not, the run's state is left, if it has any, and its journal, and nothing else; with `resume` the next
     run of the same finds them there. Raises OccupiedError where another process is at the same run.
     """
-    part = final.with_name(final.name + ".part")
+    part = part_of(final)
     try:
         part.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -72,15 +72,16 @@ def part_folder(final: Path, *, resume: bool) -> Iterator[Path]:
             shutil.rmtree(final, ignore_errors=True)
             part.rename(final)
         except BaseException:
-            _clear(part, keep_state=resume, keep_journal=True)
-            if not any(part.iterdir()):
-                shutil.rmtree(part, ignore_errors=True)
+            with suppress(OSError):  # another rank may be at a file of its own still
+                _clear(part, keep_state=resume, keep_journal=True)
+                if not any(part.iterdir()):
+                    shutil.rmtree(part, ignore_errors=True)
             raise
 
 
-def has_state(final: Path) -> bool:
-    """Whether a run of this was cut off and left its products."""
-    return any((final.with_name(final.name + ".part") / STATE).glob("*.safetensors"))
+def part_of(final: Path) -> Path:
+    """The folder of a run that is not finished."""
+    return final.with_name(final.name + ".part")
 
 
 def _clear(part: Path, *, keep_state: bool, keep_journal: bool) -> None:

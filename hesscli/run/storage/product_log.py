@@ -16,33 +16,34 @@ from safetensors import SafetensorError, safe_open
 
 from hesscli.linalg.mapped import release
 from hesscli.linalg.space import ParameterSpace, ParameterVector
+from hesscli.run.storage.state import State
 from hesscli.run.storage.tensor_file import write_tensors
 
 _SHARE = 0.5  # of the free disk that a log may take
 
 
 class ProductLog:
-    """Products in the order in which they were asked for, one file for each request.
+    """Products in the order in which they were asked for, one file for each request and rank.
 
     Costs the disk a vector for each product, until the run has ended. A file appears whole or not at all. Where the
-    disk has no room the log ends, and what it holds stays good.
+    disk has no room the log ends, and what it holds stays good. Over ranks each keeps its shards, a request counts
+    where every rank has it whole, and the log of all ends where one rank's has no room.
     """
 
-    def __init__(self, folder: Path, space: ParameterSpace) -> None:
-        self._folder, self._space = folder, space
+    def __init__(self, state: State, space: ParameterSpace) -> None:
+        self._state, self._space = state, space
         self._next = 0
-        self._reading = folder.is_dir()
+        self._reading = True
         self.is_full = False
 
     def take(self, vs: Sequence[ParameterVector]) -> tuple[list[ParameterVector], dict[str, Any]] | None:
         """The next request's products and memory, if they are there and were asked for with the same vectors."""
         if not self._reading:
             return None
-        found = self._read(self._file(self._next), vs)
-        if found is None:
+        found = self._read(self._state.file(self._next), vs)
+        if not self._state.ranks.least(int(found is not None)):
             self._reading = False
-            for stale in sorted(self._folder.glob("*.safetensors"))[self._next :]:
-                stale.unlink()
+            self._state.forget(start=self._next)
             return None
         self._next += 1
         return found
@@ -51,9 +52,8 @@ class ProductLog:
         """Keep one request's products, with what the operator wants to remember after them."""
         if self.is_full:
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        needed = len(products) * self._space.vector_bytes()
-        if needed > _SHARE * shutil.disk_usage(self._folder).free:
+        self._state.folder.mkdir(parents=True, exist_ok=True)
+        if not self._has_room(len(products) * self._space.vector_bytes()):
             self.is_full = True
             return
         tensors = {
@@ -61,14 +61,19 @@ class ProductLog:
             for i, product in enumerate(products)
             for name, part in zip(self._space.names, product, strict=True)
         }
-        file = self._file(self._next)
-        half = file.with_suffix(".half")
-        write_tensors(half, tensors, {"input": _digest(vs), "memory": json.dumps(memory)})
-        os.replace(half, file)
+        half = self._state.half(self._next)
+        try:
+            write_tensors(half, tensors, {"input": _digest(vs), "memory": json.dumps(memory)})
+            os.replace(half, self._state.file(self._next))
+        except OSError:  # a full disk is not left fuller
+            half.unlink(missing_ok=True)
+            raise
         self._next += 1
 
-    def _file(self, number: int) -> Path:
-        return self._folder / f"{number:06d}.safetensors"
+    def _has_room(self, needed: int) -> bool:
+        """Whether all ranks' files may be written, as if all were on the disk with the least room."""
+        each = self._state.ranks.each((needed, shutil.disk_usage(self._state.folder).free))
+        return sum(size for size, _ in each) <= _SHARE * min(free for _, free in each)
 
     def _read(self, file: Path, vs: Sequence[ParameterVector]) -> tuple[list[ParameterVector], dict[str, Any]] | None:
         try:

@@ -15,7 +15,7 @@ from hesscli.recipe import Recipe
 from hesscli.recipe.document import content
 
 # Sections and keys that leave every figure as it is.
-_NO_FIGURES = ("name", "description", "output", "gates")
+_NO_FIGURES = ("name", "description", "output", "gates", "density")
 
 
 def cell_inputs(recipe: Recipe) -> str | None:

@@ -6,12 +6,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hesscli.distributed import in_turn
 from hesscli.errors import HessError
 from hesscli.events import Noted, OnEvent, Warned
+from hesscli.report.schema import Report
 from hesscli.report.sweep import Cell
 from hesscli.run.session import Outcome, run
 from hesscli.run.storage.folder import OccupiedError, check_writable
+from hesscli.run.sweep.inputs import given
 from hesscli.run.sweep.ledger import Ledger
+from hesscli.run.sweep.lockstep import dismiss, ends_all, follow, with_others
 from hesscli.run.sweep.memory import release
 from hesscli.run.sweep.plan import Plan, label
 from hesscli.run.sweep.prospect import Prospect, prospects, readable_report
@@ -26,20 +30,44 @@ def sweep(
     gating: Gating | None,
     on_event: OnEvent,
     on_failure: Callable[[Exception], None],
-) -> Ending:
+    on_done: Callable[[Report, Path], None] = lambda _report, _folder: None,
+) -> Ending | None:
     """Run the cells of a shard that are not done, then write tables and figures over all cells.
+
+    Of several processes the first does so, and the others take part in its measurements: None is theirs.
 
     A cell that another process holds is skipped. A cell that fails is recorded with its error, and the next one runs;
     what interrupts the process interrupts the sweep, which goes on from there when it is started again. `on_failure`
-    is told of each exception that a cell raised.
+    is told of each exception that a cell raised, and `on_done` of each report, as soon as it is there, and its folder:
+    once, and of those that were there before too.
 
-    Raises UsageError where the output folder or the manifest is of no use; of a cell's own errors, none.
+    Raises UsageError where the output folder or the manifest is of no use; of a cell's own errors, none. A process that
+    is gone ends the sweep as what interrupts it.
     """
+    with in_turn() as leads:
+        if not leads:
+            follow(on_event=on_event, on_failure=on_failure)
+            return None
+        ledger = _run_cells(plan, shard, retry_failed, on_event, on_failure, on_done)
+        dismiss()
+    return write_results(plan, ledger, shard=shard, gating=gating, on_event=on_event)
+
+
+def _run_cells(
+    plan: Plan,
+    shard: tuple[int, int],
+    retry_failed: bool,
+    on_event: OnEvent,
+    on_failure: Callable[[Exception], None],
+    on_done: Callable[[Report, Path], None],
+) -> Ledger:
     check_writable(plan.root)
     ledger = Ledger(plan)
     ledger.open()
     work = prospects(plan, shard=shard, retry_failed=retry_failed)
-    worker = _Worker(plan, ledger, retry_failed, on_event, on_failure, left=sum(i.action == "run" for i in work))
+    left = sum(item.action == "run" for item in work)
+    worker = _Worker(plan, ledger, retry_failed, on_event, on_failure, left)
+    told: set[str] = set()
     for item in work:
         if item.action == "take":
             ledger.record(item.index, **_taken(item))
@@ -51,7 +79,8 @@ def sweep(
                 on_event(Noted(f"cell {item.index + 1} of {len(plan.cells)}: another process is at it"))
                 _skip(ledger, item.index)
             release()
-    return write_results(plan, ledger, shard=shard, gating=gating, on_event=on_event)
+        _tell(plan.root, ledger.read().cells[item.index], told, on_done)
+    return ledger
 
 
 @dataclass(slots=True)
@@ -82,10 +111,13 @@ class _Worker:
         force = self._is_in_the_way(cell)
         recipe, begun = self.plan.cells[item.index].recipe, time.perf_counter()
         try:
-            outcome = run(recipe, force=force, resume=True, on_event=self.on_event, known=known)
+            with with_others(recipe, force=force) as own:
+                outcome = run(own, force=force, resume=True, on_event=self.on_event, known=known)
         except OccupiedError:
             raise
         except Exception as error:
+            if ends_all(error):
+                raise
             self.on_failure(error)
             self._fail(place, item, cell, error)
             return
@@ -95,6 +127,9 @@ class _Worker:
         self.ledger.record(item.index, **changes)
         if changes["same_as"] is not None:
             first = label(cells[changes["same_as"]].values)
+            if given(recipe) == given(self.plan.cells[changes["same_as"]].recipe):  # but for their pictures
+                self.on_event(Noted(f"{place} is drawn from the measurement of {first}"))
+                return
             what = f"{place} is the same measurement as {first}: equal weights, data and settings; measured once"
             self.on_event(Warned("same_measurement", what))
 
@@ -166,6 +201,14 @@ def _failure(error: Exception) -> tuple[int, str]:
     if isinstance(error, HessError):
         return error.exit_code, _one_line(str(error))
     return 1, f"hess: {type(error).__name__}: {_one_line(str(error))}; this is a bug, HESS_DEBUG=1 shows where"
+
+
+def _tell(root: Path, cell: Cell, told: set[str], on_done: Callable[[Report, Path], None]) -> None:
+    """Of a cell's report, unless it was another cell's too: that of a skipped cell is told by its own process."""
+    report = None if cell.status == "skipped" else readable_report(root, cell)
+    if report is not None and cell.folder is not None and report.run_id not in told:
+        told.add(report.run_id)
+        on_done(report, root / cell.folder)
 
 
 def _skip(ledger: Ledger, index: int) -> None:
