@@ -6,23 +6,30 @@ keeps its class, and its parameters keep their names but for `base_layer` in tho
 
 import importlib.util
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from transformers import PreTrainedModel
 
 from hesscli.checkpoint.listing import ADAPTER_CONFIG, is_adapter, names_in, weights_entry
+from hesscli.checkpoint.offload import Read, Reads
 from hesscli.checkpoint.quiet import in_short, quiet
 from hesscli.checkpoint.source import Reference, Source, parse
 from hesscli.checkpoint.weights import Weights, check_weights
-from hesscli.errors import HessError, UnavailableError
+from hesscli.errors import HessError, UnavailableError, UsageError
 
 _NAME = "default"  # PEFT's own name for the one adapter of a model; it stands in its parameters' names
 _MERGE = "merge the adapter into its base model and give the merged folder"
+# Leaves the norm of the weight out of the gradient (lora/dora.py, after Liu et al. 2024, 4.3); has a backward pass of
+# compressed activations (lora/velora.py).
+_NOT_DERIVED = {"use_dora": "DoRA", "velora_config": "VeLoRA"}
+# Beginnings of LoRA that PEFT computes from the weight that they stand beside, when the adapter's layers are made.
+_FROM_BASE = ("pissa", "corda", "olora", "mica", "loftq")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +60,15 @@ def read_adapter(source: Source, *, allow_pickle: bool) -> Adapter | None:
     if not isinstance(base, str) or not base.strip():
         what = f"{ADAPTER_CONFIG} of '{source.id}' names no base model"
         raise UnavailableError("model", what, "add base_model_name_or_path to it")
-    # Its forward leaves the norm of the weight out of the gradient (PEFT's lora/dora.py, after Liu et al. 2024, 4.3).
-    if raw.get("use_dora"):
-        what = f"'{source.id}' is a DoRA adapter, whose gradient is not the derivative of the loss"
+    kind = next((name for key, name in _NOT_DERIVED.items() if raw.get(key)), None)
+    if kind is not None:
+        what = f"'{source.id}' is a {kind} adapter, whose gradient is not the derivative of the loss"
         raise UnavailableError("model", what, _MERGE)
+    if str(raw.get("peft_type")).upper() == "SHIRA":  # it adds a sparse tensor, which has no second derivative
+        raise UnavailableError("model", f"'{source.id}' is a SHiRA adapter, which cannot be derived twice", _MERGE)
+    if str(raw.get("init_lora_weights")).startswith("pissa_niter"):  # PEFT splits the base model anew at each loading
+        what = f"'{source.id}' stands beside a random part of its base model, which cannot be made again"
+        raise UnavailableError("model", what, "save it with path_initial_model_for_weight_conversion, or merge it")
     if importlib.util.find_spec("peft") is None:
         what = f"'{source.id}' is an adapter, and peft is not installed"
         raise UnavailableError("model", what, "pip install 'hess[peft]'")
@@ -81,22 +93,40 @@ def find_base(adapter: Adapter, locate: Callable[[Reference], Source]) -> Source
     return base
 
 
-def attach(adapter: Adapter, model: PreTrainedModel) -> tuple[str, ...]:
-    """Put the adapter's layers with their weights into the model; the names of the parameters that it trains.
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """What became of a model's parameters when an adapter was put into it."""
 
-    They take the type and the device of the weight that they stand beside.
+    trained: tuple[str, ...]
+    """The names of the parameters that the adapter trains."""
+    reads: Reads
+    """How each weight that is not where the model computes is read, by the name that it has now."""
+
+
+def attach(adapter: Adapter, model: PreTrainedModel, reads: Mapping[str, Read]) -> Attached:
+    """Put the adapter's layers with their weights into the model.
+
+    They take the type and the device of the weight that they stand beside, and stay in memory, a weight of the base
+    model that the adapter trains too; `reads` says how other weights are read that are not there, by their names now.
 
     Raises:
         UnavailableError: it does not fit the model, weights are missing, or it is of a kind without layers of its own.
+        UsageError: it is made from weights of the base model that are not in memory.
     """
     from peft import PeftConfig, inject_adapter_in_model, set_peft_model_state_dict
 
+    away = {id(p): (p, p.data_ptr(), reads[name]) for name, p in model.named_parameters() if name in reads}
     try:
         with quiet():
             config: Any = PeftConfig.from_pretrained(str(adapter.folder), local_files_only=True)
+            _check_made_without_base(config, away, adapter)
+            _check_tokens(config, model, adapter)
             config.inference_mode = False  # what is trained is told apart by requires_grad
             inject_adapter_in_model(config, model, _NAME)
+            left = _left_alone(model, away, adapter)
             outcome = set_peft_model_state_dict(model, _weights(adapter), adapter_name=_NAME)
+    except HessError:
+        raise
     except Exception as error:  # each kind of adapter fails in its own way
         what = f"the adapter '{adapter.id}' does not go into {type(model).__name__}: {in_short(error)}"
         raise UnavailableError("model", what, f"check its base model, or {_MERGE}") from error
@@ -106,15 +136,58 @@ def attach(adapter: Adapter, model: PreTrainedModel) -> tuple[str, ...]:
         first = f"no weight for {missing[0]}" if missing else f"no place for {unexpected[0]}" if unexpected else "none"
         what = f"the weights of the adapter '{adapter.id}' are not those that its config asks for ({first})"
         raise UnavailableError("weights", what, "check its base model, or save it again")
-    return tuple(trained)
+    return Attached(tuple(trained), left)
+
+
+_Away = Mapping[int, tuple[nn.Parameter, int, Read]]
+
+
+def _check_made_without_base(config: Any, away: _Away, adapter: Adapter) -> None:
+    start = str(getattr(config, "init_lora_weights", None)).lower()
+    if away and (start.startswith(_FROM_BASE) or getattr(config, "kasa_config", None)):
+        start = start if start.startswith(_FROM_BASE) else "kasa"
+        raise _needs_base(adapter, f"which began as '{start}' from them")
+
+
+def _check_tokens(config: Any, model: PreTrainedModel, adapter: Adapter) -> None:
+    """PEFT gives a tied head the trained tokens by a way of its own: no product layer by layer was right there."""
+    chosen = getattr(config, "trainable_token_indices", None) or getattr(config, "token_indices", None)
+    if chosen and getattr(model.config.get_text_config(decoder=True), "tie_word_embeddings", False):
+        what = f"'{adapter.id}' trains single tokens of embeddings that are tied to the head"
+        raise UnavailableError("model", what, _MERGE)
+
+
+def _left_alone(model: PreTrainedModel, away: _Away, adapter: Adapter) -> Reads:
+    """How the weights are read that are still away, by their names now.
+
+    Those that the adapter trains, biases as a rule, get memory, into which it is loaded.
+    """
+    found: Reads = {}
+    named = {name: p for name, p in model.named_parameters() if id(p) in away}
+    for name, p in named.items():
+        _, stand_in, read = away[id(p)]
+        if p.data_ptr() != stand_in:
+            raise _needs_base(adapter, f"of which it changes {name}")
+        if p.requires_grad:
+            p.data = torch.full_like(p, torch.nan, memory_format=torch.contiguous_format)
+        else:
+            found[name] = read
+    if len(named) < len(away):
+        raise _needs_base(adapter, "some of which it replaces")
+    return found
+
+
+def _needs_base(adapter: Adapter, why: str) -> UsageError:
+    what = f"'{adapter.id}' needs its base model's weights in memory, {why}"
+    return UsageError("device_map", what, f"map every part to a device, or {_MERGE}")
 
 
 def _weights(adapter: Adapter) -> dict[str, torch.Tensor]:
+    """By the names that they have in a model without PEFT's own wrapper around it."""
     (file,) = adapter.weights.files
-    if adapter.weights.pickled:
-        found: dict[str, torch.Tensor] = torch.load(file, map_location="cpu", weights_only=True)
-        return found
-    return load_file(file)
+    pickled = adapter.weights.pickled
+    found = torch.load(file, map_location="cpu", weights_only=True) if pickled else load_file(file)
+    return {name.removeprefix("base_model.model."): weight for name, weight in found.items()}
 
 
 def _read(file: Path, *, id: str) -> dict[str, Any]:

@@ -164,8 +164,8 @@ def _first(config: PreTrainedConfig, names: tuple[str, ...]) -> int:
     return next((n for n in found if isinstance(n, int) and n > 1), 1)
 
 
-def with_few_layers(model: PreTrainedModel) -> tuple[PreTrainedModel, float] | None:
-    """A copy of a model on `meta` with the first quarter of each list of layers, and the share that is left.
+def with_few_layers(model: PreTrainedModel, *, divisor: int) -> tuple[PreTrainedModel, float] | None:
+    """A copy of a model on `meta` with the first of each list of layers, one in `divisor`, and the share that is left.
 
     None where there are no lists of layers.
     """
@@ -175,7 +175,7 @@ def with_few_layers(model: PreTrainedModel) -> tuple[PreTrainedModel, float] | N
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) > 1 and all(id(m) in layers for m in module):
             parent, _, own = name.rpartition(".")
-            kept = max(1, len(module) // 4)
+            kept = max(1, len(module) // divisor)
             setattr(fewer.get_submodule(parent), own, fewer.get_submodule(name)[:kept])
             before, after = before + len(module), after + kept
     return (fewer, after / before) if before else None

@@ -15,13 +15,13 @@ import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hesscli.checkpoint import soundness
-from hesscli.checkpoint.adapter import attach, find_base, read_adapter
+from hesscli.checkpoint.adapter import Attached, attach, find_base, read_adapter
 from hesscli.checkpoint.architecture import read_architecture
 from hesscli.checkpoint.checkpoint import Checkpoint
 from hesscli.checkpoint.identity import Identity, weights_sha256
 from hesscli.checkpoint.listing import has_tokenizer, names_in, weights_entry
-from hesscli.checkpoint.offload import Reads, arrange, leave_out, undispatched
-from hesscli.checkpoint.placement import Plan, check_map, decide, settle
+from hesscli.checkpoint.offload import Reads, arrange, bring_inputs, leave_out, undispatched
+from hesscli.checkpoint.placement import Plan, check_map, decide, run_at_weights, settle
 from hesscli.checkpoint.quiet import in_short, quiet
 from hesscli.checkpoint.source import locate, parse
 from hesscli.checkpoint.tasks import Task
@@ -94,20 +94,21 @@ def load_checkpoint(
         plan=plan,
         pickled=weights.pickled,
         trust_remote_code=trust_remote_code,
+        beside=0 if adapter is None else _bytes_needed(adapter.weights, _DTYPES[dtype]),
     )
     net, info = read.model, read.info
     check_map(plan, [name for name, _ in net.named_parameters()], id=base.id)
-    if read.reads and adapter is not None:
-        what = "an adapter goes onto weights that are in memory"
-        raise UsageError("device_map", what, "map every part to a device, or merge the adapter")
+    run_at_weights(net)
     soundness.check_complete(net, info, id=base.id, on_event=on_event)
     soundness.check_resident(net, id=base.id)
     tied = soundness.check_ties(net, id=base.id)
     constants = soundness.constants(net)
-    trained = () if adapter is None else attach(adapter, net)
-    soundness.check_finite(net, id=source.id, left_out=read.reads)
+    attached = Attached((), read.reads) if adapter is None else attach(adapter, net, read.reads)
+    soundness.check_finite(net, id=source.id, left_out=attached.reads)
     soundness.prepare(net, constants=constants)
     soundness.warn_of_kernels(net, on_event=on_event)
+    if attached.reads:
+        bring_inputs(net)
     identity = Identity(
         id=source.id,
         revision=source.revision,
@@ -124,7 +125,9 @@ def load_checkpoint(
     # The tokenizer of an adapter lies beside it only where tokens were added.
     own = adapter is None or has_tokenizer(names_in(source.folder, id=source.id))
     folder = (source if own else base).folder
-    return Checkpoint(net, identity, folder, trust_remote_code, trained, read.reads, plan.folder, read.copies)
+    return Checkpoint(
+        net, identity, folder, trust_remote_code, attached.trained, attached.reads, plan.folder, read.copies
+    )
 
 
 def _unknown(field: str, value: str, allowed: list[str]) -> UsageError:
@@ -160,6 +163,7 @@ def _read(
     plan: Plan,
     pickled: bool,
     trust_remote_code: bool,
+    beside: int,
 ) -> _Read:
     index: dict[str, Any] = {}
     copies = None
@@ -171,7 +175,7 @@ def _read(
                     bare = task.loader.from_config(
                         copy.deepcopy(config), dtype=dtype or config.dtype, trust_remote_code=trust_remote_code
                     )
-                arrangement = arrange(plan, bare, id=id)
+                arrangement = arrange(plan, bare, id=id, beside=beside)
             if arrangement is not None and plan.folder is not None:
                 copies = TemporaryDirectory(prefix="hess-weights-", dir=plan.folder)
             with undispatched(index) if arrangement is not None else nullcontext():
@@ -196,7 +200,7 @@ def _read(
         raise
     except Exception as error:  # any of 400 architectures, or the checkpoint's own code
         raise _explain(error, id=id, attention=attention, plan=plan) from error
-    reads = leave_out(model, index, arrangement.on_host, arrangement.device) if arrangement is not None else {}
+    reads = {} if arrangement is None else leave_out(model, index, arrangement)
     return _Read(model, info, reads, copies)
 
 

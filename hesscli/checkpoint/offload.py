@@ -1,16 +1,17 @@
 """Weights that are not brought into memory: layers stay in their files, and are fetched when they run."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import torch
 from accelerate import infer_auto_device_map
-from accelerate.utils import get_balanced_memory
+from accelerate.utils import get_balanced_memory, send_to_device
 from torch import nn
 from transformers import PreTrainedModel, modeling_utils
 
@@ -78,22 +79,25 @@ def check_least(sizes: Sizes, *, limit: int | None, id: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Arrangement:
-    """Where each part of a model goes when some layers are not where it computes."""
+    """Where each part of a model goes when some layers are not where they compute."""
 
-    device: torch.device
     device_map: dict[str, Any]
     """What `from_pretrained` is given: every layer by its own name."""
+    left_out: dict[str, torch.device]
+    """By layer that is on disk or on the host the device that it computes on."""
     on_host: tuple[str, ...]
     """Layers that lie in the host's memory while another device computes."""
 
 
-def arrange(plan: Plan, bare: PreTrainedModel, *, id: str) -> Arrangement | None:
+def arrange(plan: Plan, bare: PreTrainedModel, *, id: str, beside: int = 0) -> Arrangement | None:
     """What a plan leaves on disk or on the host, None where nothing.
 
-    Only layers are left out; what lies outside of them a product needs all the time.
+    Only layers are left out, each as a whole; what lies outside of them a product needs all the time, and `beside`
+    bytes that are no part of the model yet. What the plan sends to no accelerator computes on the first that it names,
+    and on the host where it names none.
 
     Raises:
-        UsageError: no layer is left out, though parts of the model are; or the rest lies on several devices.
+        UsageError: no layer is left out, though parts of the model are.
         DoesNotFitError: what has to be in memory does not fit the bound.
     """
     wanted = plan.device_map
@@ -101,29 +105,31 @@ def arrange(plan: Plan, bare: PreTrainedModel, *, id: str) -> Arrangement | None
         wanted = _inferred(wanted, bare, plan.max_memory) if torch.cuda.is_available() else None
     if wanted is None:
         return None
-    devices = {torch.device(target) for target in wanted.values() if target != "disk"}
-    computing = sorted(str(device) for device in devices if device.type != "cpu")
-    away = ("disk", "cpu") if computing else ("disk",)
+    devices = (torch.device(target) for target in wanted.values() if target != "disk")
+    main = next((device for device in devices if device.type != "cpu"), torch.device("cpu"))
+    away = ("disk",) if main.type == "cpu" else ("disk", "cpu")
     if not any(target in away for target in wanted.values()):
         return None
-    if len(computing) > 1:
-        what = f"layers on disk or on the host do not go together with {len(computing)} other devices"
-        raise UsageError("device_map", what, "leave one device, or give all of them enough memory")
     sizes = sizes_of(bare)
-    check_least(sizes, limit=plan.limit, id=id)
+    check_least(replace(sizes, rest=sizes.rest + beside), limit=plan.limit, id=id)
     homes = {name: _home(name, wanted) for name in sizes.layers}
     if not any(home in away for home in homes.values()):
         what = f"it leaves out no layer of '{id}' but what every product needs"
         raise UsageError("device_map", what, f"map layers, such as '{next(iter(homes))}'")
-    device = torch.device(computing[0] if computing else "cpu")
-    places = {name: home if home in away else device for name, home in homes.items()}
-    others = {name: device for name in outermost_layers(bare) if name not in places}
-    on_host = tuple(name for name, home in places.items() if home == "cpu")
-    return Arrangement(device, {"": device, **others, **places}, on_host)
+    layers = {name: homes.get(name, main) for name in outermost_layers(bare)}
+    tensors = [name for name, _ in (*bare.named_parameters(remove_duplicate=False), *bare.named_buffers())]
+    outside = {name: _home(name, wanted) for name in tensors if not name.startswith(tuple(f"{n}." for n in layers))}
+    resident = {name: main if home in away else torch.device(home) for name, home in outside.items()}
+    if set(resident.values()) <= {main}:
+        resident = {}
+    places = {name: home if home in away else torch.device(home) for name, home in layers.items()}
+    left_out = {name: main for name, home in places.items() if home in away}
+    on_host = tuple(name for name, home in places.items() if home == "cpu" and name in left_out)
+    return Arrangement({"": main, **resident, **places}, left_out, on_host)
 
 
 def _home(layer: str, device_map: Mapping[str, Any]) -> Any:
-    """Where a layer goes: on disk where a part of it does."""
+    """Where a layer or a tensor goes: on disk where a part of it does."""
     inside = [target for key, target in device_map.items() if key.startswith(f"{layer}.")]
     if "disk" in inside:
         return "disk"
@@ -166,30 +172,59 @@ def undispatched(index: dict[str, Any]) -> Iterator[None]:
         library.accelerate_dispatch, library.safe_open = kept
 
 
-def leave_out(model: PreTrainedModel, index: Mapping[str, Any], on_host: Iterable[str], device: torch.device) -> Reads:
+def leave_out(model: PreTrainedModel, index: Mapping[str, Any], arrangement: Arrangement) -> Reads:
     """Put stand-ins of NaN for weights that are not where the model computes; returns how each is read, by name.
 
     Those that the index names are on disk; those of the layers `on_host` were loaded and stay there. A stand-in has
-    its weight's shape, dtype and device and the memory of one number: what reads it by mistake gives NaN, and no wrong
-    figure.
+    its weight's shape and dtype, the memory of one number, and the device that its layer computes on: what reads it by
+    mistake gives NaN, and no wrong figure. Buffers of these layers, which are small, go to that device.
     """
     reads: dict[str, Read] = {}
     headers: dict[Path, Header] = {}
-    layers = tuple(f"{name}." for name in on_host)
-    for name, p in list(model.named_parameters()):
-        if p.device.type == "meta":
-            file, stored_name = Path(index[name]["safetensors_file"]), index[name]["weight_name"]
-            header = headers[file] = headers.get(file) or stored_tensors(file)
-            reads[name] = stored_weight(file, header[stored_name], dtype=p.dtype).read
-        elif name.startswith(layers):
-            reads[name] = p.detach
-        else:
-            continue
-        owner, _, own = name.rpartition(".")
-        setattr(model.get_submodule(owner), own, nn.Parameter(stand_in(p, device), requires_grad=p.requires_grad))
+    for layer, device in arrangement.left_out.items():
+        module = model.get_submodule(layer)
+        for own, p in list(module.named_parameters()):
+            name = f"{layer}.{own}"
+            if p.device.type == "meta":
+                file, stored_name = Path(index[name]["safetensors_file"]), index[name]["weight_name"]
+                header = headers[file] = headers.get(file) or stored_tensors(file)
+                reads[name] = stored_weight(file, header[stored_name], dtype=p.dtype).read
+            elif layer in arrangement.on_host:
+                reads[name] = p.detach
+            else:
+                continue
+            owner, _, key = own.rpartition(".")
+            stands_in = nn.Parameter(stand_in(p, device), requires_grad=p.requires_grad)
+            setattr(module.get_submodule(owner), key, stands_in)
+        for part in module.modules():
+            part._buffers.update({key: None if b is None else b.to(device) for key, b in part._buffers.items()})
     return reads
 
 
 def stand_in(p: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A tensor of NaN like p in one number's memory."""
     return torch.full((1,), torch.nan, dtype=p.dtype, device=device).expand(p.shape)
+
+
+def bring_inputs(model: nn.Module) -> None:
+    """Let each layer, and each part outside of layers, run where its weights are: its inputs are brought there.
+
+    A layer is in one place as a whole. Nothing is done for a model that is all on one device.
+    """
+    if len({p.device for p in model.parameters()}) > 1:
+        _bring(model, set(outermost_layers(model).values()))
+
+
+def _bring(module: nn.Module, layers: Set[nn.Module]) -> None:
+    one = len({p.device for p in module.parameters()}) == 1 and layers.isdisjoint(module.modules())
+    whole = one or module in layers
+    p = next(module.parameters(recurse=whole), None)
+    if p is not None:
+        module.register_forward_pre_hook(partial(_brought, p.device), with_kwargs=True)
+    if not whole:
+        for part in module.children():
+            _bring(part, layers)
+
+
+def _brought(device: torch.device, _module: nn.Module, args: Any, kwargs: Any) -> Any:
+    return send_to_device((args, kwargs), device)

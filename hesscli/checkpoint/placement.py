@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.hooks import AlignDevicesHook
 from accelerate.utils import convert_file_size_to_int
+from torch import nn
 
 from hesscli.checkpoint.memory import available_bytes
 from hesscli.errors import DoesNotFitError, UsageError
@@ -133,6 +135,18 @@ def check_map(plan: Plan, names: Iterable[str], *, id: str) -> None:
     if left:
         what = f"it leaves out {len(left)} parameters of '{id}' (first: {left[0]})"
         raise UsageError("device_map", what, "map every module, or use --device-map auto")
+
+
+def run_at_weights(model: nn.Module) -> None:
+    """Let each module of a model over several devices run where its own weights are.
+
+    accelerate brings inputs to where the map sends a module. A weight that is tied to another module's lies in one of
+    the two places.
+    """
+    for module in model.modules():
+        hook, p = getattr(module, "_hf_hook", None), next(module.parameters(recurse=False), None)
+        if isinstance(hook, AlignDevicesHook) and p is not None and not p.is_meta:
+            hook.execution_device = p.device
 
 
 def _read_map(device_map: str | Mapping[str, Any] | None) -> str | dict[str, Any] | None:

@@ -71,7 +71,7 @@ def curve(
     """C t at these places of the flattened targets; logits and tangents (positions, classes)."""
     wide = torch.promote_types(logits.dtype, torch.float32)
     logits = logits.to(wide)
-    labels = curvature.labels(batch, positions, logits)
+    labels = curvature.labels(batch, positions.to(logits.device), logits)  # the head may be on another device
     return curvature.multiply(logits, tangents.to(wide), labels).to(tangents.dtype)
 
 

@@ -11,7 +11,8 @@ import threading
 import numpy as np
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PrefixTuningConfig, get_peft_model
+from adapters import save_adapter
+from peft import IA3Config, LoraConfig, PrefixTuningConfig
 from safetensors.torch import load_file, save_file
 from test_checkpoint_hub import COMMIT, Hub, start
 from tiny import flat, plain_loss, ragged_slice, risk_of, tiny_model
@@ -24,16 +25,6 @@ from hesscli.errors import HessError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 SCALE = 6 / 2  # lora_alpha / r
-
-
-def save_adapter(folder, base, config):
-    """A random adapter of this kind for the base; nothing of it is zero."""
-    torch.manual_seed(1)
-    model = get_peft_model(tiny_model("qwen3"), config)
-    for p in (p for p in model.parameters() if p.requires_grad):
-        torch.nn.init.normal_(p, std=0.3)
-    config.base_model_name_or_path = str(base)
-    model.save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +190,10 @@ REFUSED = {
     "a weight too many": (lambda f: restore(f, lambda s: s.update({FIRST.replace("0", "7"): torch.ones(2, 8)})), ("weights", "no place for", "layers.7", "base model")),
     "a weight of another shape": (lambda f: restore(f, lambda s: s.update({FIRST: torch.ones(2, 9)})), ("model", "does not go into Qwen3ForCausalLM", "base model")),
     "NaN": (lambda f: restore(f, lambda s: s[FIRST].fill_(float("nan"))), ("weights", "lora_A", "NaN", "use")),
+    "a gradient that is not derived": (lambda f: edit(f, velora_config={"num_groups": 4}), ("model", "VeLoRA", "not the derivative", "merge")),
+    "a sparse tensor": (lambda f: edit(f, peft_type="SHIRA"), ("model", "'lora' is a SHiRA adapter", "derived twice", "merge")),
+    "tokens of a tied head": (lambda f: edit(f, trainable_token_indices={"embed_tokens": [1]}), ("model", "single tokens of embeddings that are tied", "merge")),
+    "a random base": (lambda f: edit(f, init_lora_weights="pissa_niter_4"), ("model", "a random part of its base model", "cannot be made again", "merge it")),
     "other modules": (lambda f: edit(f, target_modules=["c_attn"]), ("model", "does not go into Qwen3ForCausalLM", "base model")),
     "an unknown kind": (lambda f: edit(f, peft_type="LORA9"), ("model", "does not go into Qwen3ForCausalLM", "base model")),
 }  # fmt: skip

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from hesscli.checkpoint import memory, placement
-from hesscli.checkpoint.offload import arrange, check_least, leave_out, sizes_of
+from hesscli.checkpoint.offload import Arrangement, arrange, check_least, leave_out, sizes_of
 from hesscli.checkpoint.placement import Plan, decide, settle
 from hesscli.errors import DoesNotFitError, UsageError
 
@@ -128,7 +128,10 @@ def test_the_least_that_works_is_named_and_works():
 
 def places(device_map, **options):
     found = arrange(Plan(device_map, None, None), bare(num_hidden_layers=12, **options), id="x")
-    return found and (str(found.device), {k: str(v) for k, v in found.device_map.items()}, found.on_host)
+    if found is None:
+        return None
+    computing = {str(device) for device in found.left_out.values()}
+    return computing, {k: str(v) for k, v in found.device_map.items()}, found.on_host
 
 
 def test_a_map_without_disk_is_left_to_accelerate():
@@ -139,7 +142,7 @@ def test_a_map_without_disk_is_left_to_accelerate():
 
 def test_layers_on_disk_or_beside_another_device_are_left_out_each_by_its_own_name():
     device, device_map, on_host = places({"": "cuda:0", "model.layers.1": "disk", "model.layers.2": "cpu"})
-    assert (device, on_host) == ("cuda:0", ("model.layers.2",))
+    assert (device, on_host) == ({"cuda:0"}, ("model.layers.2",))
     assert device_map == {"": "cuda:0"} | {f"model.layers.{i}": "cuda:0" for i in range(12)} | {
         "model.layers.1": "disk",  # and not layers 10 and 11, whose names begin alike
         "model.layers.2": "cpu",
@@ -151,15 +154,26 @@ def test_a_layer_of_which_a_part_is_on_disk_is_left_out_whole():
     assert [name for name, home in device_map.items() if home == "disk"] == ["model.layers.3"]
 
 
-def test_layers_on_disk_do_not_mix_with_two_devices():
-    with pytest.raises(UsageError, match="do not go together with 2 other devices"):
-        places({"": "cuda:0", "lm_head": "cuda:1", "model.layers.1": "disk"})
+def test_beside_several_devices_each_part_has_its_own_and_what_is_left_out_computes_on_the_first():
+    wanted = {"model": "cuda:2", "model.embed_tokens": "cpu", "lm_head": "cuda:1", "model.rotary_emb": "disk"}
+    device, device_map, on_host = places({**wanted, "model.layers.1": "disk", "model.layers.10": "cpu"})
+    assert (device, on_host) == ({"cuda:2"}, ("model.layers.10",))
+    layers = {name: home for name, home in device_map.items() if "layers" in name}
+    assert layers == {f"model.layers.{i}": "cuda:2" for i in range(12)} | {
+        "model.layers.1": "disk",
+        "model.layers.10": "cpu",
+    }
+    assert device_map["lm_head.weight"] == "cuda:1"
+    assert device_map["model.norm.weight"] == "cuda:2"
+    assert device_map["model.embed_tokens.weight"] == "cuda:2"  # on the host it would compute there
+    assert device_map["model.rotary_emb.inv_freq"] == "cuda:2"
 
 
 def test_a_layer_on_the_host_is_read_from_there_and_nan_stands_in_for_it():
     model = AutoModelForCausalLM.from_config(bare(num_hidden_layers=2).config)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    reads = leave_out(model, {}, ["model.layers.1"], torch.device("cpu"))
+    arrangement = Arrangement({}, {"model.layers.1": torch.device("cpu")}, ("model.layers.1",))
+    reads = leave_out(model, {}, arrangement)
     assert set(reads) == {name for name in before if name.startswith("model.layers.1.")}
     for name, p in model.named_parameters():
         assert p.shape == before[name].shape

@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from adapters import save_adapter
+from peft import LoraConfig
 
 from hesscli.run.storage.product_log import ProductLog
 
@@ -32,26 +34,45 @@ def numbers(tree, path=""):
     return {name: leaf for key, value in items for name, leaf in numbers(value, f"{path}.{key}").items()}
 
 
-@pytest.mark.parametrize("probe", PROBES)
-def test_the_report_is_the_one_in_memory(hess, checkpoint, probe):
+def assert_the_report_is_the_one_in_memory(hess, command):
     reports = []
     for number, where in enumerate(["", "--device-map disk --offload-dir off"]):
-        ended = hess(probe, "qwen3", *DATA.split(), *PROBES[probe].split(), "--product", "layered", *where.split(),
-                     "-o", f"out{number}")  # fmt: skip
+        ended = hess(*command, *DATA.split(), "--product", "layered", *where.split(), "-o", f"out{number}")
         assert ended.code == 0, ended.err
         reports.append(json.loads(ended.out))
     resident, offloaded = map(numbers, reports)
     assert (resident.pop(".operator.placement"), offloaded.pop(".operator.placement")) == ("single", "offloaded")
     assert "fetched layer by layer" in offloaded.pop(".operator.why")
     resident.pop(".operator.why")
+    # A copy in float64 is asked for the rounding where it has room in memory.
+    resident.pop(".operator.preflight.rounding")
+    assert offloaded.pop(".operator.preflight.rounding") is None
     assert resident.keys() == offloaded.keys()
     for path, value in resident.items():
         if isinstance(value, float):
-            absolute = 1e-4 if "preflight" in path or "errors" in path or "residual" in path else 1e-5
-            assert offloaded[path] == pytest.approx(value, rel=1e-3, abs=absolute), path
+            small = any(word in path for word in ("preflight", "errors", "residual", ".bar"))
+            absolute = 1e-4 if small else 1e-5
+            # An interval's end may be a small difference of large squares, moved by the noise that is allowed for.
+            relative = 1e-2 if any(word in path for word in (".ci.", ".band.", ".unresolved.")) else 1e-3
+            assert offloaded[path] == pytest.approx(value, rel=relative, abs=absolute), path
         else:
             assert offloaded[path] == value, path
-    assert reports[1]["operator"]["preflight"]["known_answer"] < 1e-4
+    return reports[1]
+
+
+@pytest.mark.parametrize("probe", PROBES)
+def test_the_report_is_the_one_in_memory(hess, checkpoint, probe):
+    report = assert_the_report_is_the_one_in_memory(hess, [probe, "qwen3", *PROBES[probe].split()])
+    assert report["operator"]["preflight"]["known_answer"] < 1e-4
+
+
+@pytest.mark.parametrize("params", ["*", "**"])
+def test_an_adapters_report_is_the_one_in_memory(hess, checkpoint, params):
+    config = LoraConfig(r=2, lora_alpha=6, target_modules=["q_proj", "v_proj"], modules_to_save=["lm_head"])
+    save_adapter("lora", "./qwen3", config)
+    command = ["topk", "lora", *PROBES["topk"].split(), "--params", params]
+    report = assert_the_report_is_the_one_in_memory(hess, command)
+    assert (report["model"]["num_selected"] == report["model"]["num_parameters"]) == (params == "**")
 
 
 def test_nothing_is_left_in_the_folder(hess, checkpoint):

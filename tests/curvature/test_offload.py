@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from tiny import flat, ragged_slice, risk_of, tiny_model
+from live_bytes import LiveBytes
+from tiny import VOCAB, flat, ragged_slice, risk_of, rows_of, tiny_model
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from hesscli.checkpoint import load_checkpoint
 from hesscli.curvature.choice import choose_operator
@@ -152,6 +154,50 @@ def test_without_a_folder_vectors_lie_in_memory(pair):
     assert not any(is_mapped(part) for part in v)
     product = LayeredOperator(fetched, fetched.stack).matvec(v)
     assert relative(product, HessianOperator(whole, keep_graph=False).matvec(v)) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gpt2", "mixtral"])
+@pytest.mark.parametrize("away", [0, 1])
+def test_a_map_may_leave_out_some_layers_and_keep_others(pair, name, away):
+    layer = f"transformer.h.{away}" if name == "gpt2" else f"model.layers.{away}"
+    whole, fetched = pair(name, device_map={"": "cpu", layer: "disk"})
+    assert {n for n, p in fetched.model.named_parameters() if p.isnan().all()} == set(fetched.loaded.reads)
+    assert all(n.startswith(f"{layer}.") for n in fetched.loaded.reads)
+    assert relative(fetched.gradient(), whole.gradient()) < 1e-6
+    v = whole.space.random("gaussian", seed=0, index=0)
+    for kind in ("hessian", "ggn"):
+        truth = choose_operator(whole, kind=kind, product="layered", seed=0).operator.matvec(v)
+        found = choose_operator(fetched, kind=kind, product="auto", seed=0).operator.matvec(v)
+        assert relative(found, truth) < 1e-6
+
+
+def held_by_a_product(folder, *, resident):
+    """Bytes above the resident weights while a product runs with two layers on disk, and the bytes of a layer."""
+    torch.manual_seed(0)
+    wide = {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 2, "num_key_value_heads": 2}
+    config = LlamaConfig(vocab_size=VOCAB, **wide, num_hidden_layers=resident + 2, initializer_range=0.1)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder / str(resident))
+    device_map = {"": "cpu", "model.layers.0": "disk", f"model.layers.{resident + 1}": "disk"}
+    given = {**OPTIONS, "device_map": device_map, "offload_dir": str(folder / "off")}
+    loaded = load_checkpoint(str(folder / str(resident)), **given)
+    named = dict(loaded.model.named_parameters())
+    names, parameters = list(named), list(named.values())
+    residence = Offloaded(loaded.model, loaded.reads, names=names, parameters=parameters, folder=folder)
+    batches = list(rows_of(torch.arange(8)[None] % VOCAB).batches(1))
+    given = {"names": names, "parameters": parameters, "input_device": torch.device("cpu"), "residence": residence}
+    risk = LayeredRisk(loaded.model, batches, **given)
+    operator, v = LayeredOperator(risk, risk.stack), risk.space.random("gaussian", seed=0, index=0)
+    operator.matvec(v)
+    with LiveBytes(parameters) as count:
+        operator.matvec(v)
+    return count.peak, sum(p.nbytes for p in loaded.model.model.layers[1].parameters())
+
+
+def test_layers_that_are_in_memory_add_nothing_to_what_a_product_holds(tmp_path):
+    few, layer = held_by_a_product(tmp_path, resident=2)
+    many, _ = held_by_a_product(tmp_path, resident=8)
+    assert many - few < 0.5 * layer
+    assert few > 2 * layer  # what is fetched is counted
 
 
 def test_a_graph_through_the_whole_model_is_refused_and_never_wrong(pair):

@@ -2,8 +2,12 @@
 
 import pytest
 import torch
-from tiny import CONFIGS, flat, ragged_slice, risk_of, tiny_model
+from live_bytes import LiveBytes
+from tiny import CONFIGS, VOCAB, flat, ragged_slice, risk_of, rows_of, tiny_model
+from transformers import AutoModelForCausalLM, LlamaConfig
 
+from hesscli.curvature.double_backward import HessianOperator
+from hesscli.curvature.layers.layered import LayeredOperator
 from hesscli.curvature.layers.push_layer import LayerPush
 from hesscli.curvature.layers.stack import find_stack
 from hesscli.curvature.layers.sweep import Sweep
@@ -46,3 +50,51 @@ def test_a_gradient_of_selected_parameters_is_that_part_of_the_whole():
     some = risk_of(tiny_model("qwen3"), ragged_slice(), 2, only=lambda n: "embed" in n or "layers.0.mlp" in n)
     parts = dict(zip(whole.space.names, whole.gradient(), strict=True))
     assert relative(swept(some)[0], [parts[name] for name in some.space.names]) < 1e-6
+
+
+def narrow_risk(layers):
+    """Of a bfloat16 model most of whose weights are in its layers."""
+    torch.manual_seed(0)
+    wide = {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 2, "num_key_value_heads": 2}
+    config = LlamaConfig(vocab_size=VOCAB, **wide, num_hidden_layers=layers, initializer_range=0.1)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").bfloat16().eval()
+    return risk_of(model, rows_of(torch.arange(8)[None] % VOCAB), 1)
+
+
+def test_narrow_weights_get_a_vector_in_their_dtype_one_layer_at_a_time():
+    above, layer = {}, 0
+    for layers in (3, 9):
+        risk = narrow_risk(layers)
+        layer = sum(p.nbytes for p in risk.model.model.layers[0].parameters())
+        operator, v = LayeredOperator(risk, find_stack(risk)), risk.space.random("gaussian", seed=0, index=0)
+        operator.matvec(v)
+        with LiveBytes(risk.parameters) as count:
+            operator.matvec(v)
+        above[layers] = count.peak - risk.space.vector_bytes()  # the result
+    assert above[9] - above[3] < layer
+
+
+class ReadsALayersWeight(torch.nn.Module):
+    """A model whose first layer's weight is read in front of the layers and behind them too."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.config = model, model.config
+
+    def forward(self, input_ids, attention_mask=None):
+        scale = self.model.model.layers[0].mlp.up_proj.weight.square().mean()
+        embedded = self.model.get_input_embeddings()(input_ids) + scale
+        found = self.model(inputs_embeds=embedded, attention_mask=attention_mask)
+        return type(found)(logits=found.logits * scale)
+
+
+def test_a_weight_that_a_layer_and_what_is_outside_both_read_counts_both():
+    risk = risk_of(ReadsALayersWeight(tiny_model("llama")), ragged_slice(), 2)
+    v = risk.space.random("gaussian", seed=0, index=0)
+    assert (
+        relative(
+            LayeredOperator(risk, find_stack(risk.first_row())).matvec(v),
+            HessianOperator(risk, keep_graph=False).matvec(v),
+        )
+        < 1e-5
+    )

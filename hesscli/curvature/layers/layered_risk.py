@@ -1,7 +1,7 @@
 """A risk whose weights are not all there at once: loss and gradient one layer at a time."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
@@ -16,6 +16,8 @@ from hesscli.curvature.risk import LOOKED_AT, EmpiricalRisk
 from hesscli.data.slice import Batch
 from hesscli.linalg.space import ParameterSpace, ParameterVector
 
+Watch = Callable[[Batch], AbstractContextManager[object]]
+
 
 class FetchedResidence(Residence, Protocol):
     """A residence whose layers fetch their weights themselves in a pass without a gradient."""
@@ -29,6 +31,9 @@ class FetchedResidence(Residence, Protocol):
 
     def changed(self, change: Callable[[int, torch.Tensor], torch.Tensor]) -> AbstractContextManager[None]:
         """For the block weights are what `change` makes of a place and the weight there, likewise."""
+
+    def widened(self) -> AbstractContextManager[None]:
+        """For the block weights narrower than float32 are float32."""
 
     def weight(self, place: int) -> torch.Tensor:
         """A selected weight, whole."""
@@ -86,11 +91,11 @@ class LayeredRisk(EmpiricalRisk):
             self._sweep(total)
         return total
 
-    def gradient_along(self, v: ParameterVector, alpha: float) -> ParameterVector:
-        """The gradient at theta + alpha v."""
+    def gradient_along(self, v: ParameterVector, alpha: float, watch: Watch = nullcontext) -> ParameterVector:
+        """The gradient at theta + alpha v, with each batch's part of it inside of `watch(batch)`."""
         total = self.space.zeros()
         with self._fetched.displaced(v, alpha):
-            self._sweep(total)
+            self._sweep(total, watch)
         return total
 
     def loss_along(self, u: ParameterVector, step: float) -> float:
@@ -104,10 +109,14 @@ class LayeredRisk(EmpiricalRisk):
             return super().terms(batch)
 
         def given(place: int, weight: torch.Tensor) -> torch.Tensor:
-            return weights.get(self.space.names[place], weight)
+            return weights.get(self.space.names[place], weight).to(weight.device)
 
         with self._fetched.changed(given):
             return super().terms(batch)
+
+    def widened(self) -> AbstractContextManager[None]:
+        """For the block weights narrower than float32 are float32, each layer's as it is fetched."""
+        return self._fetched.widened()
 
     def weight(self, place: int) -> torch.Tensor:
         """A selected weight: one read."""
@@ -121,13 +130,14 @@ class LayeredRisk(EmpiricalRisk):
         """The Euclidean length of the selected weights: one pass over them."""
         return self._fetched.weights_norm()
 
-    def _sweep(self, total: ParameterVector) -> None:
+    def _sweep(self, total: ParameterVector, watch: Watch = nullcontext) -> None:
         pushes = LayerPush(), LayerPush()
         with self.residence.outside() as outside:
             sweep = Sweep(self, self.stack, None, pushes, [], [], outside=outside, gradient=total)
             for batch in self.batches:
                 if batch.num_terms:
-                    sweep.add(batch)
+                    with watch(batch):
+                        sweep.add(batch)
         self.space.scale(1.0 / self.num_terms, total)
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from hesscli.checkpoint.layers import outermost_layers
 from hesscli.curvature.layers.residence import Leaves
+from hesscli.curvature.layers.widening import in_float32, widened
 from hesscli.linalg.mapped import is_mapped, release
 from hesscli.linalg.mapped_space import MappedSpace
 from hesscli.linalg.space import ParameterSpace, ParameterVector
@@ -56,22 +57,23 @@ class Offloaded:
     ) -> None:
         self.space, self._parameters = _space(reads, names, parameters, folder), tuple(parameters)
         places = {id(p): i for i, p in enumerate(parameters)}
+        self._read_of = {id(p): reads[name] for name, p in model.named_parameters() if name in reads}
         self._layers: dict[nn.Module, _Fetched] = {}
-        for prefix, module in outermost_layers(model).items():
-            own = {name: p for name, p in module.named_parameters() if f"{prefix}.{name}" in reads}
+        for module in outermost_layers(model).values():
+            named = dict(module.named_parameters())
+            own = [p for p in named.values() if id(p) in self._read_of]
             if own:
-                leaves = {name: (places[id(p)], p) for name, p in module.named_parameters() if id(p) in places}
-                read = [reads[f"{prefix}.{name}"] for name in own]
-                self._layers[module] = _Fetched(module, list(own.values()), read, leaves)
-        every = [pair for layer in self._layers.values() for pair in zip(layer.parameters, layer.reads, strict=True)]
-        self._read_of = {id(p): read for p, read in every}
-        if len(every) != len(reads):
+                leaves = {name: (places[id(p)], p) for name, p in named.items() if id(p) in places}
+                self._layers[module] = _Fetched(module, own, [self._read_of[id(p)] for p in own], leaves)
+        if {id(p) for layer in self._layers.values() for p in layer.parameters} != self._read_of.keys():
             msg = "a weight that is not in memory lies outside of the model's layers"
             raise RuntimeError(msg)
         self._places = places
-        named = enumerate(zip(names, parameters, strict=True))
-        self._outside = {name: (i, p) for i, (name, p) in named if id(p) not in self._read_of}
+        each = enumerate(zip(names, parameters, strict=True))
+        self._outside = {name: (i, p) for i, (name, p) in each if id(p) not in self._read_of}
         self._change: Change | None = None
+        self._in_memory = [p for p in (*model.parameters(), *model.buffers()) if id(p) not in self._read_of]
+        self._wide = False
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="hess-fetch")
         self._ahead: tuple[_Fetched, Future[list[torch.Tensor]]] | None = None
         # Which layer came after a pair of them: the order of a run, forward and back, is seen and not assumed.
@@ -129,11 +131,20 @@ class Offloaded:
             for p, data in kept:
                 p.data = data
 
+    @contextmanager
+    def widened(self) -> Iterator[None]:
+        """For the block narrow weights are float32: copies of those in memory, others as they are fetched."""
+        self._wide = True
+        try:
+            with in_float32(self._in_memory):
+                yield
+        finally:
+            self._wide = False
+
     def weight(self, place: int) -> torch.Tensor:
-        """A selected weight, read if it is not in memory."""
+        """A selected weight beside the vectors' parts of it: read if it is not where the model computes."""
         read = self._read_of.get(id(self._parameters[place]))
-        p = self._parameters[place].detach()
-        return p if read is None else read().to(p.device)
+        return self._parameters[place].detach() if read is None else read()
 
     def weights_norm(self) -> float:
         """The length of the selected weights: each is read once."""
@@ -155,6 +166,7 @@ class Offloaded:
         try:
             for p, weight in zip(layer.parameters, self._take(layer), strict=True):
                 place = self._places.get(id(p))
+                weight = widened(weight) if self._wide else weight
                 p.data = weight if place is None or self._change is None else self._change(place, weight)
             self._look_ahead(layer)
             yield

@@ -1,7 +1,8 @@
 """First and second derivatives of one piece of a model, from outputs that have a graph back to its leaves."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -93,22 +94,23 @@ def _weighted_gradient(
     return list(torch.autograd.grad(outputs, leaves, weights, retain_graph=keep, allow_unused=True))
 
 
-def reached(outputs: Sequence[torch.Tensor]) -> set[int]:
+def graph_nodes(outputs: Iterable[torch.Tensor]) -> Iterator[Any]:
+    """The nodes of autograd that a backward pass from these tensors comes to, each once."""
+    todo: list[Any] = [out.grad_fn for out in outputs]
+    seen: set[Any] = {None}
+    while todo:
+        node = todo.pop()
+        if node not in seen:
+            seen.add(node)
+            yield node
+            todo += [after for after, _ in node.next_functions]
+
+
+def reached(outputs: Iterable[torch.Tensor]) -> set[int]:
     """The ids of the leaves that a backward pass from these tensors comes to.
 
     A weight that a model reads under no_grad is none of them: it is a constant of the loss, but forward mode, which
     no_grad does not stop, would move it.
     """
-    found: set[int] = set()
-    seen = {out.grad_fn for out in outputs}
-    todo = list(seen)
-    while todo:
-        node = todo.pop()
-        if node is None:
-            continue
-        if (leaf := getattr(node, "variable", None)) is not None:
-            found.add(id(leaf))
-        fresh = {after for after, _ in node.next_functions} - seen
-        seen |= fresh
-        todo += fresh
-    return found
+    leaves = (getattr(node, "variable", None) for node in graph_nodes(outputs))
+    return {id(leaf) for leaf in leaves if leaf is not None}

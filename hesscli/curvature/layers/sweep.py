@@ -25,7 +25,7 @@ _Cotangent = tuple[torch.Tensor | None, Tangents]  # g, and dg for each vector
 
 
 @dataclass(slots=True, eq=False)
-class _Call:
+class Call:
     """One run of a layer: what it was called with, which of that follows from parameters, and what it returned."""
 
     layer: nn.Module
@@ -88,10 +88,11 @@ class Sweep:
         # A part that is zero is left out, and so is what would be computed for it.
         self._moving = self._residence.moving(vs)
         self._place: dict[int, int] = {}  # by id, of the leaves that are open
-        self._along: dict[int, Tangents] = {}  # by place, of the same
-        self._admit(outside)
+        # By place: the vectors' parts as leaves need them, made when first asked for. A layer's go when it closes.
+        self._along: dict[int, Tangents] = {}
+        self._place.update((id(leaf), place) for place, leaf in outside.values())
         self._still: Tangents = [None] * len(vs)
-        self._calls: list[_Call] = []
+        self._calls: list[Call] = []
         self._returned: list[TensorWeakRef] = []
         self._tangents = WeakIdKeyDictionary()  # activation -> its tangent for each vector
         # By id: the activation, which lives as long as it waits here, g, and dg for each vector.
@@ -121,10 +122,11 @@ class Sweep:
         """In place of a layer's forward: values go on as leaves of their own, tangents are kept beside them."""
         leaves, spec = tree_flatten((args, kwargs))
         places = tuple(i for i in float_places(leaves) if leaves[i].requires_grad)
-        call = _Call(layer, leaves, spec, places)
+        call = Call(layer, leaves, spec, places)
         for x in call.inputs:
             if id(x) not in self._place and x not in self._tangents:
-                sources = self._sources()
+                activations, read = self._sources([x])
+                sources = [*activations, *read]
                 self._tangents[x] = push_forward(x, sources, self._all(sources), num_vectors=len(self._still))
                 call.glue.append(x)
         self._calls.append(call)
@@ -142,35 +144,41 @@ class Sweep:
             raise Reached(returned[self._stack.outputs[-1].first])
         return tree_unflatten(returned, spec)
 
-    def _admit(self, leaves: Leaves) -> list[tuple[int, torch.Tensor]]:
-        """Note leaves that were opened, with the vectors' parts; returns those that were not open before."""
-        fresh = [(place, leaf) for place, leaf in leaves.values() if place not in self._along]
-        for place, leaf in fresh:
-            self._place[id(leaf)] = place
-            moves = zip(self._vs, self._moving[place], strict=True)
-            self._along[place] = [self._residence.whole(place, v[place]) if moving else None for v, moving in moves]
-        return fresh
-
     @contextmanager
     def _opened(self, layer: nn.Module) -> Iterator[Own]:
         """One layer's weights by name, with the vectors' parts; they are let go of after."""
         with self._residence.layer(layer) as leaves:
-            fresh = self._admit(leaves)
+            unknown = [leaf for _, leaf in leaves.values() if id(leaf) not in self._place]
+            self._place.update((id(leaf), place) for place, leaf in leaves.values())
+            fresh = [place for place, _ in leaves.values() if place not in self._along]
             try:
-                yield {name: (leaf, self._along[place]) for name, (place, leaf) in leaves.items()}
+                yield {name: (leaf, self._parts(place)) for name, (place, leaf) in leaves.items()}
             finally:
-                for place, leaf in fresh:
-                    del self._place[id(leaf)], self._along[place]
+                for leaf in unknown:
+                    del self._place[id(leaf)]
+                for place in fresh:
+                    self._along.pop(place, None)
+
+    def _parts(self, place: int) -> Tangents:
+        """Of each vector the part, whole and in the weight's dtype where it is used, which may be a copy."""
+        if place not in self._along:
+            moves = zip(self._vs, self._moving[place], strict=True)
+            self._along[place] = [self._residence.whole(place, v[place]) if moving else None for v, moving in moves]
+        return self._along[place]
 
     def _all(self, tensors: Sequence[torch.Tensor]) -> list[Tangents]:
-        return [self._along[self._place[id(x)]] if id(x) in self._place else self._tangents[x] for x in tensors]
+        return [self._parts(self._place[id(x)]) if id(x) in self._place else self._tangents[x] for x in tensors]
 
-    def _sources(self) -> list[torch.Tensor]:
-        """What may lie at the start of glue: what layers returned, then the selected parameters outside."""
-        alive = [y for ref in self._returned if (y := ref()) is not None and y.requires_grad]
-        return [*alive, *(leaf for _, leaf in self._outside.values())]
+    def _sources(self, outputs: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Where glue starts that leads to these: what layers returned, and selected parameters outside of them.
 
-    def _back(self, call: _Call) -> None:
+        A layer's own weight is among those only where the model reads it from elsewhere.
+        """
+        found = reached(outputs)
+        alive = [y for ref in self._returned if (y := ref()) is not None and id(y) in found]
+        return alive, [leaf for _, leaf in self._outside.values() if id(leaf) in found]
+
+    def _back(self, call: Call) -> None:
         """Make a layer again, pull the cotangents of what it returned through it, and then through glue before it."""
         reached = [i for i, ref in enumerate(call.outputs) if (y := ref()) is not None and id(y) in self._cotangents]
         if reached:
@@ -192,10 +200,9 @@ class Sweep:
         return g, dgs
 
     def _through_glue(self, outputs: Sequence[torch.Tensor], given: Sequence[_Cotangent]) -> None:
-        sources = self._sources()
-        count = len(sources) - len(self._outside)
-        piece = Piece(outputs, sources[:count], sources[count:], self._all(sources))
-        self._pull(piece, sources[:count], given, keep=True)
+        activations, own = self._sources(outputs)
+        piece = Piece(outputs, activations, own, self._all([*activations, *own]))
+        self._pull(piece, activations, given, keep=True)
 
     def _pull(self, piece: Piece, targets: Sequence[torch.Tensor], given: Sequence[_Cotangent], *, keep: bool) -> None:
         """Through a piece, and add what comes out to `targets`, which its activations stand for, and to the totals."""
@@ -232,7 +239,8 @@ class Sweep:
             loss = cross_entropy(flat, batch.targets.flatten()).sum()
             self._through_glue([loss], [(torch.ones_like(loss), self._still)])
             return
-        sources = self._sources()
+        activations, own = self._sources([flat])
+        sources = [*activations, *own]
         pushed = push_forward(flat, sources, self._all(sources), num_vectors=len(self._still))
         curved = [None if t is None else curve_all(self._curvature, batch, flat.detach(), t) for t in pushed]
         self._through_glue([flat], [(None, curved)])
@@ -282,7 +290,7 @@ class Sweep:
         """Those that the head reads where a gradient sees it; forward mode would see more."""
         moving = reached([self._stack.head(hidden[:1])])
         named = self._outside.items()
-        return {name: (leaf, self._along[place]) for name, (place, leaf) in named if id(leaf) in moving}
+        return {name: (leaf, self._parts(place)) for name, (place, leaf) in named if id(leaf) in moving}
 
 
 def _sum(a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor | None:
