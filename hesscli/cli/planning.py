@@ -65,7 +65,10 @@ def _plan(
     calibrate: Annotated[
         bool, typer.Option("--calibrate", metavar="", help="load the weights, and measure a gradient and a product")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", metavar="", help="the plan and nothing else on stdout")] = False,
+    json: Annotated[
+        bool,
+        typer.Option("--json", metavar="", help="the plan and nothing else on stdout; its schema: hess schema plan"),
+    ] = False,
     **options: Any,
 ) -> None:
     recipe, _ = resolve([("flag", {"probe": probe}), *model_layer(model), ("flag", recipe_values(options))])

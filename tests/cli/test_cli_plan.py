@@ -28,6 +28,40 @@ def test_json_is_a_plan_and_nothing_else(hess, checkpoint):
     assert json.loads(ended.out)["schema"] == "hess.plan/1"
 
 
+def agrees(value, schema, definitions):
+    """Whether a value has the keys and the kinds that a schema of pydantic's says."""
+    if "$ref" in schema:
+        return agrees(value, definitions[schema["$ref"].rsplit("/", 1)[1]], definitions)
+    if "anyOf" in schema:
+        return any(agrees(value, one, definitions) for one in schema["anyOf"])
+    if "const" in schema or "enum" in schema:
+        return value in schema.get("enum", [schema.get("const")])
+    kinds = {"object": dict, "array": list, "string": str, "boolean": bool, "null": type(None), "integer": int}
+    kind = schema.get("type")
+    if kind == "number":
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is not None and type(value) is not kinds[kind]:
+        return False
+    if kind == "array":
+        return all(agrees(one, schema.get("items", {}), definitions) for one in value)
+    if kind == "object" and "properties" in schema:
+        inside = schema["properties"]
+        complete = value.keys() <= inside.keys() and set(schema.get("required", [])) <= value.keys()
+        return complete and all(agrees(one, inside[key], definitions) for key, one in value.items())
+    return True
+
+
+def test_the_schema_of_a_plan_is_that_of_what_is_printed(hess, checkpoint):
+    schema = json.loads(hess("schema", "plan").out)
+    ended = hess("plan", checkpoint / "config.json", *SMALL, "--devices", "2x1GiB,host=4GiB", "--json")
+    plan = json.loads(ended.out)
+    assert schema["properties"].keys() >= plan.keys()
+    assert agrees(plan, schema, schema["$defs"])
+    for broken in ({**plan, "further": 1}, {**plan, "ways": [{}]}, {**plan, "command": 1}):
+        assert not agrees(broken, schema, schema["$defs"])
+    assert "hess schema plan" in hess("plan", "--help").out
+
+
 def test_the_command_that_is_recommended_runs(hess, checkpoint):
     data = ("-L", 4)
     ended = hess("plan", checkpoint, *data, "--probe", "topk", "--k", 1, "--params", "*mlp*", "--json")

@@ -64,3 +64,28 @@ def test_running_out_of_memory_for_good_ends_with_the_table(tmp_path, monkeypatc
     with pytest.raises(DoesNotFitError):
         measured(tmp_path, events, **{"operator.product": "double-backward"})
     assert len(tables(events)) == 1
+
+
+def fetched(folder, events, **more):
+    where = {"model.device_map": "disk", "model.offload_dir": str(folder / "off")}
+    return measured(
+        folder, events, **where, **{"data.limit": 4, "data.batch_size": 4, "operator.product": "layered"} | more
+    )
+
+
+def test_activations_that_do_not_fit_beside_fetched_layers_are_refused_with_a_table(tmp_path, monkeypatch):
+    free(monkeypatch, 1000)
+    events = []
+    with pytest.raises(DoesNotFitError, match=r"on 4 rows at a time needs .* on cpu, activations and all"):
+        fetched(tmp_path, events)
+    assert len(tables(events)) == 1
+    assert not list(tmp_path.rglob("report.json"))
+
+
+def test_the_refusal_names_the_rows_that_would_fit_beside_fetched_layers(tmp_path, monkeypatch):
+    free(monkeypatch, 250)
+    monkeypatch.setattr(check, "_fetched_product", lambda _recipe, _subject, _batch, rows: 100 * rows)
+    with pytest.raises(DoesNotFitError, match="use --batch-size 2"):
+        fetched(tmp_path / "a", [])
+    monkeypatch.setattr(check, "_fetched_product", lambda _recipe, _subject, _batch, rows: 50 * rows)
+    assert fetched(tmp_path / "b", []).report.status == "ok"

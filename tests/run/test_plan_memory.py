@@ -1,6 +1,7 @@
 """What a plan predicts, from tensors without data, against what the same work holds with them, within 20 %."""
 
 import gc
+from dataclasses import replace
 
 import pytest
 import torch
@@ -59,9 +60,7 @@ def full_slice(rows, length, vocab):
 def peak_beside(known, work):
     """The peak of what is made by the work; views of tensors that were there before are not."""
     gc.collect()
-    count = LiveBytes()
-    count._seen |= {tensor.untyped_storage()._cdata for tensor in known}
-    with count:
+    with LiveBytes(known) as count:
         work()
     return count.peak
 
@@ -132,7 +131,8 @@ def test_the_memory_of_topk_is_its_basis_and_the_product_s_own():
         known,
         lambda: topk(operator, k=1, which="both", max_steps=14, tolerance=1e-3, seed=0, on_event=ignore),
     )
-    predicted = predicted_bytes(demand, risk.space.vector_bytes(), held.held["layered"])
+    early = replace(demand, phases=demand.phases[:-1])  # so few steps do not converge: nothing is searched for
+    predicted = predicted_bytes(early, risk.space.vector_bytes(), held.held["layered"])
     assert predicted == pytest.approx(measured, rel=0.2)
 
 

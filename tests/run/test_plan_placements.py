@@ -76,11 +76,18 @@ def test_sharding_divides_weights_and_vectors_and_gathers_one_layer(small):
     assert sharded.product_bytes >= small.model.largest_layer_bytes
 
 
-def test_offloading_keeps_two_layers_and_what_lies_outside_of_them(small):
-    here = way(small, "offloaded", "layered")
-    assert here.weights_bytes == 2 * small.model.largest_layer_bytes + small.model.outside_bytes
-    assert here.host_bytes > small.model.weights_bytes + 5 * small.model.vector_bytes
+def test_offloading_keeps_two_layers_at_most_and_what_lies_outside_of_them(small):
+    here, model = way(small, "offloaded", "layered"), small.model
+    assert 0 < here.weights_bytes - model.outside_bytes <= 2 * model.largest_layer_bytes
+    assert here.host_bytes > model.weights_bytes - model.outside_bytes + 5 * model.vector_bytes * 0.7
     assert here.basis_bytes == 0
+
+
+@pytest.mark.parametrize("placement", ["fsdp", "offloaded"])
+def test_weights_that_are_narrow_and_not_all_here_have_no_differences(placement):
+    values = {"data.limit": 4, "data.max_length": 32, "model.dtype": "bfloat16"}
+    products = {w.product for w in planned("demo", devices=2, **values).ways if w.placement == placement}
+    assert products == {"layered"}
 
 
 def test_products_rise_in_cost_and_fall_in_memory(small):

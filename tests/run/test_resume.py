@@ -90,8 +90,8 @@ def test_products_are_not_made_again(tmp_path, monkeypatch):
     made, original = [], HessianOperator.matvecs
     monkeypatch.setattr(HessianOperator, "matvecs", lambda self, vs: made.append(len(vs)) or original(self, vs))
     report = measured("topk", tmp_path).report
-    on_slice = 2 + sum(len(report.eigenpairs) for _ in range(2))  # choice of the product, and the slice's spread
-    assert sum(made) <= report.cost.matvecs - 9 + on_slice
+    beside = 1 + 5 + 5  # choice of the product, and five on short rows in float32 and float64
+    assert sum(made) <= report.cost.matvecs - 9 + beside
 
 
 @pytest.mark.parametrize("damage", ["cut short", "emptied", "another vector's"])
@@ -137,23 +137,28 @@ import os, random, signal, sys, time
 sys.path.insert(0, {tests!r})
 from run.test_resume import measured
 probe, folder, longest, seed = sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
-moments = random.Random(seed)
-for _ in range(10):
+moments, kills, runs = random.Random(seed), 0, 0
+while kills < 20:
     child = os.fork()
     if child == 0:
-        measured(probe, folder)
+        measured(probe, folder + str(runs))
         os._exit(0)
     time.sleep(moments.uniform(0.0, longest))
     os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-measured(probe, folder)
+    status = os.waitpid(child, 0)[1]
+    if os.WIFSIGNALED(status):
+        kills += 1
+    else:  # it came to its end: kills of another one
+        assert status == 0
+        runs += 1
+measured(probe, folder + str(runs))
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("probe", ["density", "topk"])
-def test_killed_at_ten_random_moments_it_ends_with_the_same_report(probe, tmp_path):
+def test_killed_at_twenty_random_moments_it_ends_with_the_same_report(probe, tmp_path):
     start = time.perf_counter()
     whole = measured(probe, tmp_path / "whole")
     longest = time.perf_counter() - start
@@ -161,5 +166,7 @@ def test_killed_at_ten_random_moments_it_ends_with_the_same_report(probe, tmp_pa
     arguments = [probe, str(tmp_path / "killed"), str(longest), "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": tests}
     subprocess.run([sys.executable, "-c", _FORKS.format(tests=tests), *arguments], check=True, env=environment)
-    (report,) = (tmp_path / "killed").glob("*/*/*/report.json")
-    assert without_times(report) == without_times(whole.folder / "report.json")
+    reports = list(tmp_path.glob("killed*/*/*/*/report.json"))
+    assert len(reports) == len(list(tmp_path.glob("killed*")))
+    for report in reports:
+        assert without_times(report) == without_times(whole.folder / "report.json")

@@ -1,7 +1,7 @@
 """The plan itself: a bare model, its counts, every placement, and what is recommended."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ from hesscli.run.planning.document import (
     Uncounted,
     Way,
 )
+from hesscli.run.planning.elsewhere import Counts, fetched_set, gathered_set
 from hesscli.run.planning.inputs import full_batch, patches
 from hesscli.run.planning.placements import Costs, ways
 from hesscli.run.planning.probe_cost import Demand, demands
@@ -36,6 +37,7 @@ from hesscli.run.slices import full_rows
 
 _KINDS: dict[str, tuple[Work, ...]] = {"hessian": ("graph-kept", "double-backward", "layered", "finite-difference")}
 _GAUSS_NEWTON: tuple[Work, ...] = ("jacobian", "layered-ggn")
+_LAYERED: set[Work] = {"layered", "layered-ggn"}
 _ASKED: dict[str, tuple[Work, ...]] = {
     "double-backward": ("graph-kept", "double-backward"),
     "layered": ("layered", "layered-ggn"),
@@ -77,12 +79,12 @@ def make_plan(recipe: Recipe, *, devices: Devices, typed: Sequence[str], on_even
     )
     on_event(Started("count", None))
     subject = _subject(recipe, bare, rows=rows, length=length)
-    costs = _costs(recipe, subject, several=devices.count > 1)
+    costs = _costs(recipe, subject, devices)
     found = list(ways(costs, subject.demands, devices, subject.kinds))
     leanest = costs
     if not any(way.fits for way in found) and rows > 1:
         lean = _subject(recipe, bare, rows=1, length=length)
-        leanest = _costs(recipe, lean, several=devices.count > 1)
+        leanest = _costs(recipe, lean, devices)
         found += ways(leanest, lean.demands, devices, lean.kinds)
     return Plan(
         command=recipe.probe,
@@ -97,12 +99,14 @@ def make_plan(recipe: Recipe, *, devices: Devices, typed: Sequence[str], on_even
         ways=found,
         uncounted=[Uncounted(product=kind, reason=why) for kind, why in costs.working.reasons.items()],
         recommended=recommended(recipe, found, typed=typed, rows=rows),
-        enough=None if any(way.fits for way in found) else _enough(leanest, subject, devices),
+        enough=None if any(way.fits for way in found) else _enough(recipe, leanest, subject, devices),
         notes=_notes(bare, costs, found),
     )
 
 
-def _enough(costs: Costs, subject: _Subject, devices: Devices) -> Enough | None:
+def _enough(recipe: Recipe, costs: Costs, subject: _Subject, devices: Devices) -> Enough | None:
+    if devices.count == 1:
+        costs = replace(costs, gathered=_gathered(recipe, subject, costs.batch_size, 2))
     for count in (2**power for power in range(1, 13)):
         if count > devices.count:
             more = devices.model_copy(update={"count": count})
@@ -145,9 +149,10 @@ def _risk(
     )
 
 
-def _costs(recipe: Recipe, subject: _Subject, *, several: bool) -> Costs:
-    bare, risk, storage = subject.bare, subject.risk, storage_of(recipe)
-    together = max(demand.together for demand in subject.demands)
+def _costs(recipe: Recipe, subject: _Subject, devices: Devices) -> Costs:
+    bare, risk, storage, several = subject.bare, subject.risk, storage_of(recipe), devices.count > 1
+    together = _together(subject)
+    in_files = devices.found and devices.host_bytes is None
     rows, length = risk.batches[0].targets.shape[0], _length(risk)
     working = working_set(risk, num_experts=bare.num_experts, kinds=subject.kinds, vectors=together)
     return Costs(
@@ -158,11 +163,37 @@ def _costs(recipe: Recipe, subject: _Subject, *, several: bool) -> Costs:
         vector=risk.space.vector_bytes(),
         basis_vector=sum(storage.vector_bytes(numel, risk.space.dtype) for numel in risk.space.numels),
         basis_place=storage.place,
-        narrow=sum(p.nbytes for p in risk.parameters if p.dtype != risk.space.dtype),
         working=working,
+        fetched=fetched_set(
+            risk, num_experts=bare.num_experts, kinds=_by_layer(subject), vectors=together, in_files=in_files
+        ),
+        gathered=_gathered(recipe, subject, rows, devices.count) if several else {},
+        in_files=in_files,
         fewer=_fewer(subject, rows=rows, length=length, together=together) if several else None,
         batch_size=rows,
         num_batches=-(-recipe.data.limit // rows),
+    )
+
+
+def _together(subject: _Subject) -> int:
+    return max(demand.together for demand in subject.demands)
+
+
+def _by_layer(subject: _Subject) -> set[Work]:
+    """What does not need all weights at once; narrow ones cannot hold a displacement where they are not all here."""
+    narrow = any(p.dtype not in (torch.float32, torch.float64) for p in subject.risk.parameters)
+    return (_LAYERED if narrow else {*_LAYERED, "finite-difference"}) & set(subject.kinds)
+
+
+def _gathered(recipe: Recipe, subject: _Subject, rows: int, count: int) -> Counts:
+    """Over so many processes, each with its share of the rows."""
+    return gathered_set(
+        subject.risk,
+        num_experts=subject.bare.num_experts,
+        kinds=_by_layer(subject),
+        vectors=_together(subject),
+        count=count,
+        rows=min(rows, -(-recipe.data.limit // count)),
     )
 
 
@@ -173,7 +204,7 @@ def _length(risk: EmpiricalRisk) -> int:
 
 def _fewer(subject: _Subject, *, rows: int, length: int, together: int) -> tuple[WorkingSet, float] | None:
     """Counted with a quarter of the layers: on several devices each has some of them."""
-    found = with_few_layers(subject.bare.model)
+    found = with_few_layers(subject.bare.model, divisor=4)
     if found is None:
         return None
     model, share = found
@@ -231,7 +262,7 @@ def _notes(bare: BareModel, costs: Costs, found: Sequence[Way]) -> list[str]:
     if any(not way.exact for way in found):
         notes.append("* is not exact: every interval allows for its error")
     if any(way.num_devices > 1 or way.placement == "offloaded" for way in found):
-        notes.append("layerwise, fsdp and offloaded are counted on one device and divided by formula")
+        notes.append("layerwise is counted on one device and divided by formula; fsdp and offloaded are counted")
     if bare.num_experts > 1:
         notes.append("experts weigh by their total and compute by those that a token goes through; routing is even")
     return notes

@@ -1,19 +1,23 @@
 """The check that a run makes before hours are lost, and the table that an error of memory comes with."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import torch
 
 from hesscli.checkpoint.bare import experts_of, twin
 from hesscli.checkpoint.memory import available_bytes
+from hesscli.curvature.layers.layered_risk import LayeredRisk
 from hesscli.curvature.risk import EmpiricalRisk
+from hesscli.data import Batch
 from hesscli.errors import DoesNotFitError, HessError
 from hesscli.events import Noted, OnEvent, ignore
+from hesscli.linalg.mapped_space import MappedSpace
 from hesscli.recipe import Recipe
 from hesscli.run.figures.basis import storage_of
 from hesscli.run.planning.build import make_plan
 from hesscli.run.planning.devices import found_devices
+from hesscli.run.planning.elsewhere import fetched_set
 from hesscli.run.planning.probe_cost import Demand, demands
 from hesscli.run.planning.table import plain, size
 from hesscli.run.planning.working_set import Work, working_set
@@ -33,7 +37,9 @@ def check_fits(recipe: Recipe, subject: Subject) -> None:
     Raises DoesNotFitError.
     """
     risk = subject.risk
-    if type(risk) is not EmpiricalRisk:  # weights that are fetched or sharded have bounds of their own
+    if isinstance(risk, LayeredRisk):
+        _check_fetched(recipe, subject, risk)
+    if type(risk) is not EmpiricalRisk:  # what is sharded has no bound of its own
         return
     lean = demands(recipe, dimension=risk.space.dimension, num_blocks=len(subject.blocks))[-1]
     devices = set(risk.space.devices)
@@ -49,6 +55,52 @@ def check_fits(recipe: Recipe, subject: Subject) -> None:
             what += f"of which {size(needed)} for vectors, and {size(free)} are free"
             remedy = "choose fewer --params, a smaller --max-length or a larger machine; hess plan says what would fit"
             raise DoesNotFitError("memory", what, remedy)
+
+
+def _check_fetched(recipe: Recipe, subject: Subject, risk: LayeredRisk) -> None:
+    """Where layers are fetched: a batch's activations come on top of what bounds weights and vectors."""
+    lean = demands(recipe, dimension=risk.space.dimension, num_blocks=len(subject.blocks))[-1]
+    in_files = isinstance(risk.space, MappedSpace)  # then vectors are in no memory, but for parts beside an accelerator
+    sizes = {device: _share(risk, device) * _vectors(recipe, risk, lean) for device in risk.space.devices}
+    vectors = {device: 0 if in_files and device.type == "cpu" else int(size) for device, size in sizes.items()}
+    batch = max(risk.batches, key=lambda batch: batch.targets.numel())
+    rows = len(batch.targets)
+    for device in {risk.input_device, *vectors}:
+        room = int(_MARGIN * available_bytes(device)) - vectors.get(device, 0)
+        computes = device == risk.input_device
+
+        def needed(rows: int, computes: bool = computes) -> int:
+            return _fetched_product(recipe, subject, batch, rows) if computes else 0
+
+        if (product := needed(rows)) <= room:
+            continue
+        fitting = next((n for n in _halves(rows) if needed(n) <= room), None)
+        what = f"with layers that are fetched a product on {rows} rows at a time needs {size(product)} on {device}, "
+        what += (
+            f"activations and all, vectors {size(vectors.get(device, 0))}, and {size(available_bytes(device))} are free"
+        )
+        remedy = "choose a smaller --max-length, fewer --params or a larger machine"
+        raise DoesNotFitError("memory", what, remedy if fitting is None else f"use --batch-size {fitting}")
+
+
+def _halves(rows: int) -> Iterator[int]:
+    while rows > 1:
+        rows //= 2
+        yield rows
+
+
+def _fetched_product(recipe: Recipe, subject: Subject, batch: Batch, rows: int) -> int:
+    """Beside what is resident, with so many rows of the batch; 0 where it could not be counted."""
+    few = Batch({name: value[:rows] for name, value in batch.inputs.items()}, batch.targets[:rows])
+    shadow = _shadow(subject, [few])
+    if shadow is None:
+        return 0
+    kind: Work = "layered" if recipe.operator.kind == "hessian" else "layered-ggn"
+    if recipe.operator.product == "finite-difference":
+        kind = "finite-difference"
+    experts, in_files = experts_of(subject.checkpoint.model), isinstance(subject.risk.space, MappedSpace)
+    found = fetched_set(shadow, num_experts=experts, kinds={kind}, vectors=1, in_files=in_files)
+    return found[kind, 1].total if found else 0
 
 
 @contextmanager
@@ -86,18 +138,23 @@ def _least_product(recipe: Recipe, subject: Subject) -> int:
         kinds = ("layered-ggn", "jacobian")
     elif recipe.operator.product == "finite-difference":
         kinds = ("finite-difference",)
-    model = subject.checkpoint.model
-    try:
-        bare = twin(model)
-    except HessError:
+    shadow = _shadow(subject, subject.risk.first_row().batches)
+    if shadow is None:
         return 0
+    experts = experts_of(subject.checkpoint.model)
+    held = working_set(shadow, num_experts=experts, kinds=kinds, vectors=1).held
+    return min((held[kind].own for kind in kinds if kind in held), default=0)
+
+
+def _shadow(subject: Subject, batches: Sequence[Batch]) -> EmpiricalRisk | None:
+    """The same risk on a model without weights; None where that cannot be built."""
+    try:
+        bare = twin(subject.checkpoint.model)
+    except HessError:
+        return None
     named = dict(bare.named_parameters())
     chosen = {name: named[name] for name in subject.risk.space.names if name in named}
     if len(chosen) < len(subject.risk.space.names):  # an adapter's, which the config does not know
-        return 0
-    row = subject.risk.first_row()
-    shadow = EmpiricalRisk(
-        bare, row.batches, names=list(chosen), parameters=list(chosen.values()), input_device=torch.device("meta")
-    )
-    held = working_set(shadow, num_experts=experts_of(model), kinds=kinds, vectors=1).held
-    return min((held[kind].own for kind in kinds if kind in held), default=0)
+        return None
+    device = torch.device("meta")
+    return EmpiricalRisk(bare, batches, names=list(chosen), parameters=list(chosen.values()), input_device=device)

@@ -7,7 +7,9 @@ position has a loss term, and tokens fall on experts evenly.
 """
 
 import weakref
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ _aten = torch.ops.aten
 
 
 class MetaBytes(TorchDispatchMode):
-    """Counts bytes of storages made under it and alive: now, and at the peak.
+    """Counts bytes of storages made under it and alive: now, and at the peak; by name what is made under a name.
 
     `num_experts` is that of a mixture, else 1, and `num_hit` how many of them run: all tokens go to those. No more
     than `most_positions` loss terms are looked at: the head takes them by chunks, and holds for three chunks what it
@@ -27,6 +29,9 @@ class MetaBytes(TorchDispatchMode):
     def __init__(self, *, num_experts: int, num_hit: int, most_positions: int) -> None:
         super().__init__()
         self.live = self.peak = 0
+        self.at_peak = Counter[str]()
+        """Of the peak, the bytes that have a name."""
+        self._name, self._named = "", Counter[str]()
         self._experts, self._hit, self._most_positions = num_experts, num_hit, most_positions
         self._held: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._forms: dict[Hashable, list[tuple[Any, ...]] | None] = {}
@@ -51,14 +56,27 @@ class MetaBytes(TorchDispatchMode):
         key, size = storage._cdata, storage.nbytes()
         if key in self._held or not size:
             return
+        name = self._name
         self.live += size
-        self.peak = max(self.peak, self.live)
+        self._named[name] += size
+        if self.live > self.peak:
+            self.peak, self.at_peak = self.live, self._named.copy()
 
         def release(_: object, key: int = key, size: int = size) -> None:
             del self._held[key]
             self.live -= size
+            self._named[name] -= size
 
         self._held[key] = weakref.ref(storage, release)
+
+    @contextmanager
+    def named(self, name: str) -> Iterator[None]:
+        """For the block, what is made counts under this name too."""
+        before, self._name = self._name, name
+        try:
+            yield
+        finally:
+            self._name = before
 
     def _answered(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """What follows from numbers, by rule; None for any other operation."""

@@ -1,9 +1,9 @@
 """Bytes on the fullest device, by placement and product.
 
-On one device every number is counted. Over several, counted numbers are divided by formula: a layerwise placement
-holds contiguous layers, of which the fullest device has ceil(layers / N), and what lies outside of them; offloading
-holds two layers' weights (one runs, one is being fetched) and one layer's parts of each vector; sharding holds 1 / N of
-weights, vectors and basis, and one layer gathered.
+On one device every number is counted, and so is what a layer needs that is fetched or gathered (`elsewhere.py`). The
+rest is divided by formula: a layerwise placement holds contiguous layers, of which the fullest device has
+ceil(layers / N), and what lies outside of them; offloading leaves layers and vectors on the host, but for what lies
+outside of layers; sharding holds 1 / N of weights, vectors and basis.
 """
 
 import math
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from hesscli.run.figures.basis import SHARE as BASIS_SHARE
 from hesscli.run.planning.document import Devices, Placement, Way
+from hesscli.run.planning.elsewhere import Counts, HeldElsewhere
 from hesscli.run.planning.probe_cost import Demand, Phase
 from hesscli.run.planning.sizes import Sizes
 from hesscli.run.planning.working_set import Work, WorkingSet
@@ -19,8 +20,7 @@ from hesscli.run.planning.working_set import Work, WorkingSet
 # Of a device: the rest is for the runtime's own, the allocator's gaps and what kernels take.
 FULL = 0.9
 _NAMES: dict[Work, str] = {"graph-kept": "double-backward", "layered-ggn": "layered"}
-# What needs all weights and a batch's whole graph at once; the others go layer by layer, or sum what they stream.
-_WHOLE: tuple[Work, ...] = ("graph-kept", "double-backward", "jacobian")
+IN_A_DIFFERENCE = 4  # vectors beside the one that is multiplied and its product, while the step is calibrated
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +34,13 @@ class Costs:
     basis_vector: int
     """Bytes of one vector of a basis, as it is kept."""
     basis_place: str
-    narrow: int
-    """Bytes of a vector's copy in the weights' dtype, which the layered product makes where that is another."""
     working: WorkingSet
+    fetched: Counts
+    """What products hold on a device whose layers are fetched."""
+    gathered: Counts
+    """What products hold where weights are sharded; empty where there is one device."""
+    in_files: bool
+    """Whether the host computes: then all vectors of an offloaded run lie in files."""
     fewer: tuple[WorkingSet, float] | None
     """The same counted with a share of the layers: what grows with their number."""
     batch_size: int
@@ -50,21 +54,25 @@ def ways(costs: Costs, demands: list[Demand], devices: Devices, kinds: tuple[Wor
         placements = ["single", "layerwise", "fsdp", "offloaded"]
     for placement in placements:
         for kind in kinds:
-            if kind in costs.working.held and _exists(placement, kind):
+            if kind in costs.working.held and _exists(placement, kind, costs):
                 yield _first_that_fits(placement, kind, costs, demands, devices)
 
 
-def gradients_of(kind: Work, together: int) -> float:
-    """A product's cost in gradients, with so many vectors at once."""
+def gradients_of(kind: Work, together: int, *, fetched: bool) -> float:
+    """A product's cost in gradients, with so many vectors at once; where layers are `fetched` a gradient is 4 units."""
+    if kind == "finite-difference":
+        return 8 / 3 if fetched else 2.0
     if kind == "layered":
         return (4 + 8 * together) / (3 * together)
     if kind == "layered-ggn":
         return (2 + 4 * together) / (3 * together)
-    return {"graph-kept": 2.0, "double-backward": 3.0, "finite-difference": 2.0, "jacobian": 2.0}[kind]
+    return {"graph-kept": 2.0, "double-backward": 3.0, "jacobian": 2.0}[kind]
 
 
-def _exists(placement: Placement, kind: Work) -> bool:
-    return placement in ("single", "layerwise") or kind not in _WHOLE
+def _exists(placement: Placement, kind: Work, costs: Costs) -> bool:
+    if placement == "offloaded":
+        return (kind, 1) in costs.fetched
+    return (kind, 1) in costs.gathered if placement == "fsdp" else True
 
 
 def _first_that_fits(placement: Placement, kind: Work, costs: Costs, demands: list[Demand], devices: Devices) -> Way:
@@ -98,7 +106,7 @@ def _way(placement: Placement, kind: Work, costs: Costs, demand: Demand, devices
         exact=kind != "finite-difference",
         batch_size=costs.batch_size,
         together=most,
-        gradients=gradients_of(kind, min(most, _usual(demand))),
+        gradients=gradients_of(kind, min(most, _usual(demand)), fetched=placement == "offloaded"),
         demand=demand.words,
         matvecs=demand.matvecs,
         num_devices=count,
@@ -140,46 +148,44 @@ def _phase(placement: Placement, kind: Work, costs: Costs, phase: Phase, count: 
     disk = basis if costs.basis_place == "disk" else 0
     host = basis if costs.basis_place == "host" else 0
     on_device = basis - disk - host
-    own = _own(kind, costs, costs.working, at_once)
     if placement == "single":
-        return _Bytes(sizes.weights, vectors, on_device, own, host, disk)
-    each = vector / max(1, costs.dimension)
+        return _Bytes(sizes.weights, vectors, on_device, _own(kind, costs, costs.working, at_once), host, disk)
     if placement == "layerwise":
         share = _largest_share(sizes, count)
         own = _own_of_share(kind, costs, at_once, max(share, 1 / count))
         return _Bytes(
             int(share * sizes.weights), int(share * vectors), int(share * on_device), own, host=host, disk=disk
         )
-    layer_vectors = int(each * sizes.largest_selected)
-    outside_vectors = int(each * sizes.outside_selected)
-    parts = 1 + 2 * at_once
-    own = _streamed_gradient(costs) if kind == "finite-difference" else own - at_once * costs.narrow
     if placement == "fsdp":
-        gathered = sizes.largest_layer + sizes.outside + parts * (layer_vectors + outside_vectors)
-        if kind == "finite-difference":
-            # A displaced copy and the gradients at theta and at one side are sharded too; a gradient is gathered.
-            gathered = sizes.largest_layer + sizes.outside + layer_vectors + outside_vectors
-            own += math.ceil((sizes.weights + 4 * vector) / count)
+        own = _elsewhere(costs.gathered, kind, at_once).total
         shares = [math.ceil(n / count) for n in (sizes.weights, vectors, on_device)]
-        return _Bytes(shares[0], shares[1], shares[2], own + gathered, host, disk)
-    weights = 2 * sizes.largest_layer + sizes.outside
-    # One layer's part of each vector that is multiplied, and of its result, with those of what lies outside.
-    here = 2 * at_once * (layer_vectors + outside_vectors)
-    copies = sizes.weights + 4 * vector if kind == "finite-difference" else 0
-    host += sizes.weights + vectors + on_device + copies
-    return _Bytes(weights, here, 0, own, host, disk)
+        return _Bytes(shares[0], shares[1], shares[2], own, host, disk)
+    held = _elsewhere(costs.fetched, kind, at_once)
+    # What lies outside of layers is on the device, and so are all vectors' parts of it, but for those in files.
+    beside = 0 if costs.in_files else sizes.outside_selected * vectors // max(1, costs.dimension)
+    further = IN_A_DIFFERENCE * vector if kind == "finite-difference" else 0
+    host += sizes.weights - sizes.outside + vectors - beside + on_device + further
+    return _Bytes(sizes.outside + held.weights, beside + held.vectors, 0, held.own, host, disk)
+
+
+def _elsewhere(counts: Counts, kind: Work, together: int) -> HeldElsewhere:
+    """For so many vectors at once, of which one and the most were counted."""
+    alone = counts[kind, 1]
+    most = max(number for name, number in counts if name == kind)
+    share = (together - 1) / (most - 1) if most > 1 else 0.0
+
+    def between(one: int, many: int) -> int:
+        return one + int(share * (many - one))
+
+    many = counts[kind, most]
+    return HeldElsewhere(
+        between(alone.own, many.own), between(alone.weights, many.weights), between(alone.vectors, many.vectors)
+    )
 
 
 def _own(kind: Work, costs: Costs, working: WorkingSet, together: int) -> int:
     held = working.held[kind]
     return held.own + held.further * (together - 1) + held.graph * (costs.num_batches - 1)
-
-
-def _streamed_gradient(costs: Costs) -> int:
-    """Of a gradient whose parts leave the device layer by layer: what a forward pass saves, and scores' derivatives."""
-    gradient = costs.working.held.get("gradient")
-    saved = costs.working.activations + 3 * costs.working.score_chunk
-    return min(saved, gradient.own) if gradient is not None else saved
 
 
 def _largest_share(sizes: Sizes, count: int) -> float:

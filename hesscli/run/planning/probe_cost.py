@@ -1,9 +1,10 @@
 """What a probe asks for: products, and the vectors that it holds while they are made."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from hesscli.linalg.krylov.completeness import STEPS as SEARCH_STEPS
 from hesscli.linalg.krylov.extremes import GUARDS, smallest_capacity
-from hesscli.linalg.storage import ROWS
+from hesscli.linalg.storage import ROWS, BasisStorage
 from hesscli.probes.top_curvature import MOST_STEPS
 from hesscli.probes.trace import Method, basis_length
 from hesscli.recipe import Recipe
@@ -25,11 +26,14 @@ class Phase:
     """Vectors that are multiplied at once, each with a result."""
     runs: tuple[int, ...] = ()
     """The lengths of its bases."""
+    capacity: int | None = None
+    """That of the storage: see `BasisStorage`."""
 
     @property
     def basis(self) -> int:
-        """Vectors of the bases as they are allocated, by blocks of rows."""
-        return sum(-(-length // ROWS) * ROWS for length in self.runs)
+        """Vectors of the bases as they are allocated: by blocks of rows, the last of them up to the capacity."""
+        storage = BasisStorage(capacity=self.capacity)
+        return sum(storage.rows_after(start) for length in self.runs for start in range(0, length, ROWS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,19 +65,22 @@ def _topk(recipe: Recipe, test: Phase, dimension: int) -> list[Demand]:
     ends = 2 if estimator.which == "both" else 1
     pairs, steps = (estimator.k + GUARDS) * ends, min(recipe.budget("steps"), dimension)
     together = min(_TOGETHER, pairs)
-    certify = Phase("certificates", vectors=together + 1, together=together, runs=(pairs,))
     held_out = estimator.k * ends if estimator.held_out else 0
     matvecs = _SELF_TEST + steps + pairs + _MOST_FOUND + estimator.k * ends + held_out
     least = min(steps, smallest_capacity(estimator.k, estimator.which))
-    lengths = [estimator.krylov_dim] if estimator.krylov_dim is not None else [steps, least]
-    return [
-        Demand(
-            f"basis of {length}" if length >= steps else f"basis of {length}, restarted",
-            (test, Phase("krylov", vectors=2, runs=(min(length, steps),)), certify),
-            matvecs,
+    dims = [estimator.krylov_dim] if estimator.krylov_dim is not None else [None, least]
+    out = []
+    for capacity in dims:
+        length = steps if capacity is None else min(capacity, steps)
+        phases = (
+            Phase("krylov", vectors=2, runs=(length,)),
+            Phase("certificates", vectors=together + 1, together=together, runs=(pairs,)),
+            Phase("completeness", vectors=2, runs=(pairs, SEARCH_STEPS)),
         )
-        for length in dict.fromkeys(lengths)
-    ]
+        words = f"basis of {length}" if length >= steps else f"basis of {length}, restarted"
+        held = tuple(replace(phase, capacity=capacity) for phase in phases)
+        out.append(Demand(words, (test, *held), matvecs))
+    return [d for i, d in enumerate(out) if d.words not in [other.words for other in out[:i]]]
 
 
 def _density(recipe: Recipe, test: Phase, dimension: int) -> list[Demand]:
@@ -89,11 +96,12 @@ def _density(recipe: Recipe, test: Phase, dimension: int) -> list[Demand]:
         return Phase("probes", vectors=held * probes + 1, together=probes, runs=runs)
 
     full = sampled((*[steps] * probes, found), 1)
-    lean = sampled((found,), 2 + window)
+    held = max(2, 1 + window)  # the current vector and the latest ones, of which the one before is the first
+    lean = sampled((found,), held)
     out = [Demand(f"{probes + 1} bases of {steps}", (test, outliers, full, data), matvecs)]
     out = out if words in ("auto", "full") else []
     out.append(Demand(f"basis of {steps} for outliers", (test, outliers, lean, data), matvecs))
-    bare = (test, sampled((), 2 + window), data)
+    bare = (test, sampled((), held), data)
     return [*out, Demand("no basis", bare, matvecs - steps)]
 
 
@@ -107,7 +115,8 @@ def _trace(recipe: Recipe, test: Phase, dimension: int) -> list[Demand]:
     out = []
     for method in methods:
         length = basis_length(method, probes=probes, steps=steps)
-        phase = Phase("estimate", vectors=2 + diagonal, runs=(length,) if length else ())
+        runs = (length // 2, length // 2) if method == "xtrace" else (length,) if length else ()
+        phase = Phase("estimate", vectors=3 + diagonal, runs=runs)  # the last draw's go when the next one's are there
         out.append(Demand(f"{method}, {f'basis of {length}' if length else 'no basis'}", (test, phase, data), matvecs))
     return out
 
@@ -126,10 +135,14 @@ def _solve(recipe: Recipe, test: Phase, dimension: int) -> list[Demand]:
     steps, dampings = recipe.budget("steps"), len(set(recipe.estimator.damping))
     low_rank = recipe.estimator.preconditioner == "low-rank"
     length = min(LOW_RANK_STEPS, dimension) if low_rank else 0
-    # The right-hand side, a residual and the recurrence's own; for each damping its iterate, directions and the best.
-    each = 3 if solver_of(recipe) == "cg" else 4
-    iterate = Phase("iterations", vectors=5 + each * dampings, runs=(2 * length,) if length else ())
+    # The right-hand side, and a residual or two vectors of the Lanczos run; for each damping its iterate and a
+    # direction or two. What a preconditioner makes of the residual.
+    each = 2 * dampings + 2 if solver_of(recipe) == "cg" else 3 * dampings + 3
+    further = recipe.estimator.preconditioner != "none"
+    phases = [test, Phase("iterations", vectors=each + further, runs=(length,) if length else ())]
+    if length:
+        phases.append(Phase("precondition", vectors=2, runs=(length, length)))
     # One run serves every damping; the true residual is a product of its own at every tenth step and at the end.
     matvecs = _SELF_TEST + length + steps + dampings * (steps // 10 + 1)
     words = f"basis of {length}" if length else "no basis"
-    return [Demand(words, (test, iterate), matvecs)]
+    return [Demand(words, tuple(phases), matvecs)]

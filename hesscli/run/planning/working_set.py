@@ -22,9 +22,9 @@ from hesscli.run.planning.meta_bytes import MetaBytes
 Work = Literal["gradient", "graph-kept", "double-backward", "layered", "finite-difference", "jacobian", "layered-ggn"]
 # Experts of a mixture that run in a count, each about 15 operations. What the bytes grow by from the one number to the
 # other, one expert's share of a layer's gradient each, they grow by for every expert more.
-_EXPERTS = 8, 16
+EXPERTS = 8, 16
 # What a model's own code raises where it meets a tensor without data in a way that no rule answers.
-_BEYOND = (NotImplementedError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
+BEYOND = (NotImplementedError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,33 +58,44 @@ def working_set(risk: EmpiricalRisk, *, num_experts: int, kinds: tuple[Work, ...
 
     Of up to `vectors` at once. Takes seconds, and no memory.
     """
-    few = [_Counter(risk, num_experts, min(count, num_experts), vectors) for count in _EXPERTS]
-    counters = few[:1] if num_experts <= _EXPERTS[0] else few
+    few = [_Counter(risk, num_experts, min(count, num_experts), vectors) for count in EXPERTS]
+    counters = few[:1] if num_experts <= EXPERTS[0] else few
     held, reasons = dict[Work, Held](), dict[Work, str]()
     for kind in ("gradient", *kinds):
         try:
             found = [counter.count(kind) for counter in counters]
         except UnknownStructureError as reason:
             reasons[kind] = str(reason)
-        except _BEYOND as error:
+        except BEYOND as error:
             reasons[kind] = " ".join(str(error).split())[:120] or type(error).__name__
         else:
             parts = zip(*((h.own, h.graph, h.further) for h in found), strict=True)
-            held[kind] = Held(*(_for_all(list(part), num_experts) for part in parts))
+            held[kind] = Held(*(for_all(list(part), num_experts) for part in parts))
     try:
         saved, found_scores = counters[0].forward()
-    except _BEYOND:
+    except BEYOND:
         saved = found_scores = 0
     positions = max(1, risk.batches[0].targets.numel())
     share = min(1.0, (counters[0].chunk or positions) / positions)
     return WorkingSet(held, reasons, saved, found_scores, int(found_scores * share))
 
 
-def _for_all(counts: list[int], num_experts: int) -> int:
+def most_positions(stack: Stack | None) -> int:
+    """How many loss terms are looked at: three chunks of a head that takes tokens by chunks, all of them else."""
+    if stack is None or not stack.token_inputs:
+        return 1 << 62
+    return 3 * _chunk(stack)
+
+
+def _chunk(stack: Stack) -> int:
+    return len(stack.chunks(torch.arange(1 << 16))[0])
+
+
+def for_all(counts: list[int], num_experts: int) -> int:
     """What it is with every expert, from counts with a few of them."""
     if len(counts) == 1:
         return counts[0]
-    fewer, more = (min(n, num_experts) for n in _EXPERTS)
+    fewer, more = (min(n, num_experts) for n in EXPERTS)
     return counts[1] + max(0, counts[1] - counts[0]) * (num_experts - more) // max(1, more - fewer)
 
 
@@ -93,20 +104,20 @@ class _Counter:
 
     def __init__(self, risk: EmpiricalRisk, num_experts: int, num_hit: int, vectors: int) -> None:
         self._risk, self._num_experts, self._hit, self._vectors = risk, num_experts, num_hit, vectors
-        self._most_positions = 1 << 62
+        self._most_positions = most_positions(None)
         self._gradient: int | None = None
         self._stack: Stack | None = None
         self._missing = ""
         try:
             with self._mode():
                 self._stack = find_stack(risk.first_row(most=LOOKED_AT))
-        except (UnknownStructureError, *_BEYOND) as reason:
+        except (UnknownStructureError, *BEYOND) as reason:
             self._missing = " ".join(str(reason).split())[:120]
         self.chunk: int | None = None
         """Positions that the head takes at a time, None where it takes a batch at once."""
         if self._stack is not None and self._stack.token_inputs:
-            self.chunk = len(self._stack.chunks(torch.arange(1 << 16))[0])
-            self._most_positions = 3 * self.chunk
+            self.chunk = _chunk(self._stack)
+        self._most_positions = most_positions(self._stack)
 
     def count(self, kind: Work) -> Held:
         """One product, or the gradient. Raises whatever the model's code does, and UnknownStructureError."""
