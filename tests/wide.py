@@ -1,10 +1,10 @@
 """Products in float64 from end to end: the truth that rounding is read against."""
 
 import torch
-from breadth.double import float64_throughout
 from tiny import flat, ragged_slice, risk_of, tiny_model
 
 from hesscli.curvature.double_backward import HessianOperator
+from hesscli.curvature.trust.wide import float64_throughout
 
 
 def float64_product(name, *, dtype=torch.float32):

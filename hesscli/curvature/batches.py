@@ -18,7 +18,7 @@ def on_risk(operator: LinearOperator[ParameterVector], risk: EmpiricalRisk) -> L
     if isinstance(operator, HessianOperator):
         return HessianOperator(risk, keep_graph=False)
     if isinstance(operator, FiniteDifferenceOperator):
-        return FiniteDifferenceOperator(risk, scheme=operator.scheme)
+        return FiniteDifferenceOperator(risk, scheme=operator.scheme, fixed_step=operator.fixed_step)
     other = copy(operator)  # of what is left nothing belongs to a batch but the risk
     other.risk = risk  # type: ignore[attr-defined]
     return other

@@ -21,6 +21,7 @@ from hesscli.curvature.trust.soundness import (
     checked_stack,
     fetched_stack,
     forward_mode_holds,
+    gathered_stack,
     layered_gauss_newton_holds,
     once_differentiable,
 )
@@ -47,11 +48,21 @@ class Choice:
     why: str
 
 
-def choose_operator(risk: EmpiricalRisk, *, kind: Kind, product: ProductName, seed: int) -> Choice:
-    """The operator of a kind; `seed` is for sampled labels.
+def choose_operator(
+    risk: EmpiricalRisk, *, kind: Kind, product: ProductName, seed: int, step: float | None = None
+) -> Choice:
+    """The operator of a kind; `seed` is for sampled labels, `step` the one step of its differences, if it is those.
 
     Raises UsageError where a product is asked for that the kind does not have.
     """
+    choice = _chosen(risk, kind=kind, product=product, seed=seed)
+    if step is not None and isinstance(choice.operator, FiniteDifferenceOperator):
+        operator = FiniteDifferenceOperator(risk, scheme="central", fixed_step=step)
+        return replace(choice, operator=operator, why=f"{choice.why}, all at the step {step:g}")
+    return choice
+
+
+def _chosen(risk: EmpiricalRisk, *, kind: Kind, product: ProductName, seed: int) -> Choice:
     if isinstance(risk, ShardedRisk):
         return _sharded(risk, kind=kind, product=product, seed=seed)
     if isinstance(risk, LayeredRisk):
@@ -183,7 +194,7 @@ def _sharded(risk: ShardedRisk, *, kind: Kind, product: ProductName, seed: int) 
     if product == "finite-difference":
         return _differences(risk, "as asked, 2 gradients each, over several processes")
     try:
-        stack = risk.swept.find_stack()
+        stack = gathered_stack(risk.swept)
     except UnknownStructureError as error:
         if kind != "hessian" or product == "layered":
             what = f"no product layer by layer is possible ({error}), and several processes have no other that is exact"

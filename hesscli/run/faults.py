@@ -10,6 +10,9 @@ import torch
 from hesscli.errors import DoesNotFitError, HessError, UsageError
 from hesscli.recipe.schema import DataSection, ModelSection
 
+# Of the host's allocator, of CUDA, and of its libraries, which take memory past torch's allocator.
+_NO_MEMORY = ("can't allocate memory", "out of memory", "status_alloc_failed")
+
 
 @contextmanager
 def as_hess_error() -> Iterator[None]:
@@ -48,11 +51,11 @@ def in_section(section: Literal["model", "data"]) -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the host had no memory left: an error of torch's own for CUDA, and words for the CPU."""
+    """Whether a device or the host had no memory left: an error of torch's own for CUDA, and words for the rest."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text.lower())
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY)
 
 
 def no_memory(what: str) -> DoesNotFitError:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from breadth.double import float64_throughout
 from breadth.subjects import SUBJECTS, Subject
 from tiny import flat
 from torch.nn import functional
@@ -15,6 +14,7 @@ from hesscli.curvature.choice import choose_product
 from hesscli.curvature.double_backward import HessianOperator
 from hesscli.curvature.gauss_newton import GGNOperator
 from hesscli.curvature.risk import EmpiricalRisk
+from hesscli.curvature.trust.wide import float64_throughout
 from hesscli.data.slice import IGNORED, Batch
 
 # Layered gives way to double backward on these, with this in its reason. An architecture that is not here is

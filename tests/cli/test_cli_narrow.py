@@ -56,7 +56,7 @@ def test_a_smaller_error_widens_intervals_and_is_said(hess):
     assert f"off by {rounding:.2g} from the same in float32" in text
 
 
-def test_float32_needs_no_such_figure(hess):
+def test_float32_is_held_against_float64_without_a_warning(hess):
     report = json.loads(hess("topk", "demo", *SMALL[:-4], "float32", *SMALL[-3:]).out)
-    assert report["operator"]["preflight"]["rounding"] is None
+    assert 0 < report["operator"]["preflight"]["rounding"] < 1e-5  # against float64
     assert not [w for w in report["warnings"] if w["code"] == "rounding"]

@@ -69,7 +69,7 @@ def test_a_trained_model_is_refused_where_its_symmetries_see_nothing():
 
 def test_what_cannot_be_measured_is_said(monkeypatch):
     risk = risk_of(tiny_model("llama").bfloat16(), ragged_slice(), 3)
-    monkeypatch.setattr("hesscli.curvature.trust.rounding.available_bytes", lambda _device: 100)
+    monkeypatch.setattr("hesscli.curvature.trust.wide.available_bytes", lambda _device: 100)
     assert rounding_error(HessianOperator(risk, keep_graph=False), risk, kind="hessian", seed=0) is None
     assert "could not be measured" in check_rounding(None)[0].text
     assert "off by 0.01 " in check_rounding(0.01)[0].text

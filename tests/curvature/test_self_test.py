@@ -1,16 +1,19 @@
-"""The known answer's figure is the product's true error: for exact products, narrow weights and differences."""
+"""The known answer's figure sees the product's error: for exact products, narrow weights and differences."""
 
 import numpy as np
 import pytest
 import torch
 from tiny import CONFIGS, flat, ragged_slice, risk_of, tiny_model
+from trained import trained_risk
 from wide import float64_product
 
 from hesscli.curvature.double_backward import HessianOperator
 from hesscli.curvature.layers.layered import LayeredOperator
 from hesscli.curvature.layers.stack import find_stack
 from hesscli.curvature.symmetries import find_symmetry
-from hesscli.curvature.trust.preflight import check_product
+from hesscli.curvature.trust.float64 import with_float64
+from hesscli.curvature.trust.preflight import Preflight, check_product
+from hesscli.curvature.trust.wide import float64_throughout, widened
 
 
 def relative(a, b):
@@ -39,7 +42,7 @@ def test_an_exact_product(name, dtype):
     operator = HessianOperator(risk, keep_graph=True)
     figures, along, random = errors(operator, risk, float64_product(name, dtype=dtype), seeds=5)
     assert random > (1e-8 if dtype == torch.float32 else 1e-3)
-    # The noise floor takes float32's figure twice (0.3 to 1.1 times the true error was seen); bfloat16 has another.
+    # Where nothing else is measured, the noise floor takes float32's figure twice.
     floor = figures * (2.0 if dtype == torch.float32 else 1.0)
     assert random / 3 < np.median(floor) < 3 * random
     assert random / 6 < min(floor)
@@ -104,6 +107,45 @@ def test_the_preflight_reports_it(name):
         found = check_product(operator, risk, loss=risk.loss(), gradient=gradient, semi_definite=False, seed=0)
         _, _, random = errors(operator, risk, truth, seeds=0)
         assert random / 4 < found.known_answer < 4 * random
+
+
+@pytest.mark.parametrize("layered", [False, True])
+def test_on_a_trained_model_float64_shows_what_the_symmetries_do_not(layered):
+    risk = trained_risk(2, 32)
+    product = LayeredOperator(risk, find_stack(risk.first_row())) if layered else HessianOperator(risk, keep_graph=True)
+    gradient = risk.gradient()
+    found = check_product(product, risk, loss=risk.loss(), gradient=gradient, semi_definite=False, seed=0)
+    better = with_float64(found, risk, kind="hessian", seed=0)
+    wide = HessianOperator(widened(risk, risk.batches, torch.float64), keep_graph=False)
+
+    def truth(v):
+        with float64_throughout():
+            return flat(wide.matvec([part.double() for part in v]))
+
+    _, along, random = errors(product, risk, truth, seeds=1)
+    assert found.known_answer < along[0] / 2
+    assert along[0] / 2 < better.known_answer < 2 * along[0]
+    assert random / 3 < better.noise < 3 * random
+
+
+@pytest.mark.parametrize("left_out", ["a model in float64", "memory"])
+def test_what_float64_cannot_be_asked_of_is_left_as_it_was(left_out, monkeypatch):
+    risk = risk_of(tiny_model("gpt2"), ragged_slice(), 5)
+    if left_out == "memory":
+        monkeypatch.setattr("hesscli.curvature.trust.wide.available_bytes", lambda _device: 100)
+    else:
+        risk = risk_of(tiny_model("gpt2").double(), ragged_slice(), 5)
+    found = Preflight(1e-8, 0.0, 1e-8, 1e-7, None, None)
+    assert with_float64(found, risk, kind="hessian", seed=0) == found
+    assert found.noise == 2e-7  # other vectors are guessed
+
+
+@pytest.mark.parametrize("kind", ["hessian", "ggn", "fisher", "empirical-fisher"])
+def test_float64_is_asked_of_every_matrix(kind):
+    risk = risk_of(tiny_model("llama"), ragged_slice(), 2)
+    found = with_float64(Preflight(0.0, 0.0, 0.0, None, None, None), risk, kind=kind, seed=0)
+    assert 3e-8 < found.rounding < 3e-6
+    assert {p.dtype for p in risk.model.parameters()} == {torch.float32}
 
 
 def test_noise_of_a_known_size_is_read_as_that_size():

@@ -13,7 +13,7 @@ from hesscli.linalg.mapped import release
 from hesscli.linalg.space import ParameterVector
 
 # Balances that differ by less than this part are candidates; the loss decides. Symmetries show 1e-7 in float32 and
-# 1e-2 in bfloat16, other pairs about 1.
+# 1e-2 in bfloat16, other pairs about 1. In bfloat16 the loss cannot tell all: a pair at 0.05 passed for a gain.
 _CANCEL, _CANCEL_NARROW = 1e-3, 0.1
 # A product along a shift is zero, so all of it is error, and of a size that goes with the vector's length: much of it
 # would drown the relative error of the rest.
@@ -70,10 +70,14 @@ def find_symmetry(risk: EmpiricalRisk, gradient: ParameterVector, *, seed: int) 
     slopes = {name: space.whole(i, g) for i, (name, g) in enumerate(zip(space.names, gradient, strict=True))}
     # Of all weights: a narrow base model rounds the gradient of a wide adapter too.
     wide = all(p.dtype in (torch.float32, torch.float64) for p in risk.model.parameters())
-    found = list(search(risk.model, weights, slopes, tolerance=_CANCEL if wide else _CANCEL_NARROW))
-    # A row with a term: without any, the loss is zero all along every direction.
-    confirmed = Orbit(risk.first_row(), weights, seed=seed).confirmed(found) if found else []
-    if not any(isinstance(candidate, Scaling) for candidate in confirmed):
+    confirmed: list[Candidate] = []
+    for tolerance in (_CANCEL,) if wide else (_CANCEL, _CANCEL_NARROW):  # the gradient may be in float32 all the same
+        found = list(search(risk.model, weights, slopes, tolerance=tolerance))
+        # A row with a term: without any, the loss is zero all along every direction.
+        confirmed = Orbit(risk.first_row(), weights, seed=seed).confirmed(found) if found else []
+        if any(isinstance(candidate, Scaling) for candidate in confirmed):
+            break
+    else:
         return None
     return Symmetry(fields(confirmed, weights, weighted(weights, slopes), seed=seed), tuple(confirmed))
 
