@@ -17,7 +17,7 @@ FLOORS = [
     {"probes", "curvature", "checkpoint"},
     {"linalg", "report", "recipe", "data"},
     {"demo", "distributed"},
-    {"errors", "events", "__init__"},
+    {"connections", "errors", "events", "shards", "__init__"},
 ]
 # The one neighbour that may be seen: the operator must know where a model's memory is, and what is placed by layer.
 ALLOWED = {("curvature", "checkpoint.memory"), ("curvature", "checkpoint.layers")}

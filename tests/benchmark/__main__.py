@@ -2,6 +2,8 @@
 
 Usage: python tests/benchmark [--what products|probes|scaling|startup|all] [--model demo|8m|all] [--repeats N]
        [--threads N] [--cpu-time]
+       python tests/benchmark --what gpu [--device cuda|cpu] [--parts products,largest,elsewhere] [--repeats N]
+       [--seconds S]
 """
 
 import argparse
@@ -16,23 +18,31 @@ import lanczos_cost
 import scaling
 import startup
 import torch
+from gpu.parts import PARTS, SECONDS, run_parts
 from measuring import cells, measure
 from subjects import SUBJECTS
 from tables import write_table
 
-from hesscli.run.environment import keep_freed_pages
+from hesscli.run.environment import environment, exact_arithmetic, keep_freed_pages
 
 _COLUMNS = ["model", "product", "seconds", "gradients", "min..max", "relative difference"]
 
 
 def _arguments():
     parser = argparse.ArgumentParser(prog="tests/benchmark", description=__doc__.splitlines()[0])
-    parser.add_argument("--what", choices=["products", "probes", "scaling", "startup", "all"], default="all")
+    parser.add_argument("--what", choices=["products", "probes", "scaling", "startup", "gpu", "all"], default="all")
     parser.add_argument("--model", choices=[*SUBJECTS, "all"], default="all")
     parser.add_argument("--repeats", type=int, default=7, help="turns of the products; the median is shown")
     parser.add_argument("--threads", type=int, help="torch's threads; its own choice if left out")
     parser.add_argument("--cpu-time", action="store_true", help="seconds of the processor, for a busy machine")
+    parser.add_argument("--device", default="cuda", help="of --what gpu; cpu runs it tiny, to see that it runs")
+    parser.add_argument("--parts", default=",".join(PARTS), help="of --what gpu, joined by commas")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of --what gpu: nothing is begun after them")
     arguments = parser.parse_args()
+    if unknown := set(arguments.parts.split(",")) - set(PARTS):
+        parser.error(f"--parts {','.join(sorted(unknown))} is none of {','.join(PARTS)}")
+    if arguments.what == "gpu" and arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda needs a torch that sees a GPU; --device cpu runs the same, tiny")
     for name in ("repeats", "threads"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
@@ -73,6 +83,12 @@ def main():
     keep_freed_pages()  # as every run of hess does; the peers have the benefit too
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
+    if arguments.what == "gpu":
+        exact_arithmetic()
+        parts = arguments.parts.split(",")
+        run_parts(arguments.device, parts, repeats=arguments.repeats, seconds=arguments.seconds, say=_say)
+        sys.stdout.write(f"- torch {torch.__version__}, {environment(torch.device(arguments.device))['device']}\n")
+        return False
     chosen = list(SUBJECTS) if arguments.model == "all" else [arguments.model]
     clock = time.process_time if arguments.cpu_time else time.perf_counter
     subjects = [SUBJECTS[name]() for name in chosen]

@@ -1,0 +1,145 @@
+"""Layers on disk or on the host beside two accelerators: each runs where the map says, with the host's figures.
+
+Run in a process of its own by `test_second_device.py`.
+"""
+
+import pretend
+import pytest
+import torch
+from tiny import CONFIGS, ragged_slice, risk_of
+from torch.utils._pytree import tree_leaves
+from transformers import AutoModelForCausalLM
+
+from hesscli.checkpoint import load_checkpoint
+from hesscli.checkpoint.layers import outermost_layers
+from hesscli.checkpoint.offload import Arrangement, leave_out
+from hesscli.curvature.choice import choose_operator
+from hesscli.curvature.layers.layered_risk import LayeredRisk
+from hesscli.curvature.layers.offloaded import Offloaded
+
+pretend.register()
+FIRST, SECOND, HOST = torch.device("pretend:0"), torch.device("pretend:1"), torch.device("cpu")
+DATA = ragged_slice((6, 4, 7))
+# Of a model of four layers: where each part is, and on which device each layer computes.
+LLAMA = ["model.embed_tokens", "model.norm", "lm_head", *(f"model.layers.{i}" for i in range(4))]
+GPT2 = ["transformer.wte", "transformer.ln_f", "lm_head", *(f"transformer.h.{i}" for i in range(4))]
+PLACES = {
+    "a layer on disk and one on the host": ["0", "1", "1", "0", "disk", "cpu", "1"],
+    "the ends on the second device": ["1", "1", "1", "0", "1", "disk", "0"],
+    "all but one layer away": ["0", "1", "0", "disk", "1", "cpu", "disk"],
+    "the ends on the host": ["cpu", "0", "disk", "1", "disk", "0", "cpu"],
+}
+
+
+def four_layers(name):
+    config = CONFIGS[name]()
+    config.num_hidden_layers = 4
+    if hasattr(config, "layer_types"):
+        config.layer_types = ["full_attention"] * 4
+    torch.manual_seed(7)
+    return AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+
+
+@pytest.fixture
+def risks(tmp_path):
+    """Of an architecture the risk on the host, and that of the same checkpoint placed elsewhere."""
+
+    def make(name, place):
+        model = four_layers(name)
+        model.save_pretrained(tmp_path / name)
+        homes = [f"pretend:{home}" if home in "01" else home for home in PLACES[place]]
+        device_map = dict(zip(GPT2 if name == "gpt2" else LLAMA, homes, strict=True))
+        if name == "gpt2":
+            device_map["transformer.wpe"] = device_map["transformer.wte"]
+        loaded = load_checkpoint(
+            str(tmp_path / name),
+            revision=None,
+            task="auto",
+            dtype="float32",
+            attention="auto",
+            placement="auto",
+            device_map=device_map,
+            max_memory=None,
+            offload_dir=None,
+            trust_remote_code=False,
+            allow_pickle=False,
+            offline=True,
+            on_event=lambda event: None,
+        )
+        named = dict(loaded.model.named_parameters())
+        names, parameters = list(named), list(named.values())
+        placed = LayeredRisk(
+            loaded.model,
+            list(DATA.batches(2)),
+            names=names,
+            parameters=parameters,
+            input_device=loaded.input_device,
+            residence=Offloaded(loaded.model, loaded.reads, names=names, parameters=parameters, folder=None),
+        )
+        return risk_of(model, DATA, 2), placed
+
+    return make
+
+
+def relative(found, truth):
+    parts = [(a.cpu().double(), b.cpu().double()) for a, b in zip(found, truth, strict=True)]
+    return (sum(((a - b) ** 2).sum() for a, b in parts) / sum((b**2).sum() for _, b in parts)).item() ** 0.5
+
+
+def layers_ran_on(model):
+    """Where each layer's tensors were when it ran, by its place in the model; filled as it runs."""
+    found = {}
+    for number, layer in enumerate(outermost_layers(model).values()):
+
+        def note(_layer, args, kwargs, number=number):
+            devices = {x.device for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+            found.setdefault(number, set()).update(devices)
+
+        layer.register_forward_pre_hook(note, with_kwargs=True)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [*(("qwen3", place) for place in PLACES), ("llama", "all but one layer away"), ("gpt2", "the ends on the host")],
+)
+def test_every_figure_is_the_hosts_and_each_layer_runs_where_the_map_says(risks, name, place):
+    host, placed = risks(name, place)
+    homes = PLACES[place]
+    first = next(home for home in homes if home in "01")
+    ran_on = layers_ran_on(placed.model)
+    assert placed.loss().value == pytest.approx(host.loss().value, rel=1e-7)
+    computing = [torch.device("pretend", int(home if home in "01" else first)) for home in homes[3:]]
+    assert ran_on == {number: {device} for number, device in enumerate(computing)}
+    assert relative(placed.gradient(), host.gradient()) < 1e-6
+    us, vs = ([risk.space.random("gaussian", seed=0, index=i) for i in range(2)] for risk in (placed, host))
+    for kind in ("hessian", "ggn", "fisher"):
+        truths = choose_operator(host, kind=kind, product="layered", seed=3).operator.matvecs(vs)
+        choice = choose_operator(placed, kind=kind, product="auto", seed=3)
+        assert choice.product == "layered"
+        for found, truth in zip(choice.operator.matvecs(us), truths, strict=True):
+            assert relative(found, truth) < 3e-6  # sums are in another order
+            assert [part.device for part in found] == list(placed.space.devices)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_vectors_lie_beside_resident_weights_and_on_the_host_for_what_is_fetched(risks, place):
+    _, placed = risks("llama", place)
+    homes = dict(zip(LLAMA, PLACES[place], strict=True))
+    for name, device in zip(placed.space.names, placed.space.devices, strict=True):
+        part = next(key for key in LLAMA if name.startswith(f"{key}."))
+        if homes[part] in "01":
+            assert device == torch.device("pretend", int(homes[part])), name
+        elif "layers" in part:
+            assert device == HOST, name
+        else:  # what every product needs is on the first accelerator
+            assert device.type == "pretend", name
+
+
+def test_buffers_of_a_layer_that_is_away_are_where_it_computes():
+    model = four_layers("llama")
+    model.model.layers[1].self_attn.register_buffer("mask", torch.ones(3))
+    leave_out(model, {}, Arrangement({}, {"model.layers.1": SECOND}, ("model.layers.1",)))
+    found = {name: tensor.device for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    assert found.pop("model.layers.1.self_attn.mask") == SECOND
+    assert {name for name, device in found.items() if device == SECOND} == {n for n in found if ".layers.1." in n}
