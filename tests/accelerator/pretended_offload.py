@@ -6,6 +6,7 @@ Run in a process of its own by `test_second_device.py`.
 import pretend
 import pytest
 import torch
+from loading import LOADING
 from tiny import CONFIGS, ragged_slice, risk_of
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
@@ -51,21 +52,7 @@ def risks(tmp_path):
         device_map = dict(zip(GPT2 if name == "gpt2" else LLAMA, homes, strict=True))
         if name == "gpt2":
             device_map["transformer.wpe"] = device_map["transformer.wte"]
-        loaded = load_checkpoint(
-            str(tmp_path / name),
-            revision=None,
-            task="auto",
-            dtype="float32",
-            attention="auto",
-            placement="auto",
-            device_map=device_map,
-            max_memory=None,
-            offload_dir=None,
-            trust_remote_code=False,
-            allow_pickle=False,
-            offline=True,
-            on_event=lambda event: None,
-        )
+        loaded = load_checkpoint(str(tmp_path / name), **LOADING, device_map=device_map, offload_dir=None)
         named = dict(loaded.model.named_parameters())
         names, parameters = list(named), list(named.values())
         placed = LayeredRisk(

@@ -6,6 +6,7 @@ Run in a process of its own by `test_second_device.py`.
 import pretend
 import pytest
 import torch
+from loading import LOADING
 from tiny import VOCAB, ragged_slice, risk_of, tiny_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -21,18 +22,6 @@ from hesscli.curvature.trust.preflight import check_product
 pretend.register()
 FIRST, SECOND, HOST = torch.device("pretend:0"), torch.device("pretend:1"), torch.device("cpu")
 DATA = ragged_slice((6, 4, 7))
-OPTIONS = {
-    "revision": None,
-    "task": "auto",
-    "dtype": "float32",
-    "attention": "auto",
-    "placement": "auto",
-    "max_memory": None,
-    "trust_remote_code": False,
-    "allow_pickle": False,
-    "offline": True,
-    "on_event": lambda event: None,
-}
 LLAMA = ["model.embed_tokens", "model.rotary_emb", "model.layers.0", "model.layers.1", "model.norm", "lm_head"]
 GPT2 = ["transformer.wte", "transformer.wpe", "transformer.h.0", "transformer.h.1", "transformer.ln_f", "lm_head"]
 PARTS = {"wide": LLAMA, "llama": LLAMA, "qwen3": LLAMA, "mixtral": LLAMA, "gpt2": GPT2}
@@ -68,7 +57,7 @@ def risks(tmp_path_factory):
             device_map = dict(zip(PARTS[name], map(str, PLACES[place]), strict=True))
             needs_folder = folder or (name == "mixtral" and "disk" in place)  # it is not stored as it is used
             where = str(home / "offloaded") if needs_folder else None
-            loaded = load_checkpoint(str(home / name), device_map=device_map, offload_dir=where, **OPTIONS)
+            loaded = load_checkpoint(str(home / name), device_map=device_map, offload_dir=where, **LOADING)
             named = dict(loaded.model.named_parameters())
             given = {"names": list(named), "parameters": list(named.values()), "input_device": loaded.input_device}
             kind, batches = EmpiricalRisk, list(DATA.batches(2))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from loading import LOADING
 from tiny import ragged_slice, risk_of, tiny_model
 
 from hesscli.checkpoint import load_checkpoint
@@ -31,18 +32,6 @@ from hesscli.run.retreat import RetreatingOperator, free_memory
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
 DATA = ragged_slice((6, 4, 7))
-OPTIONS = {
-    "revision": None,
-    "task": "auto",
-    "dtype": "float32",
-    "attention": "auto",
-    "placement": "auto",
-    "max_memory": None,
-    "trust_remote_code": False,
-    "allow_pickle": False,
-    "offline": True,
-    "on_event": lambda event: None,
-}
 PRODUCTS = {
     "double backward": lambda risk: HessianOperator(risk, keep_graph=False),
     "graph kept": lambda risk: HessianOperator(risk, keep_graph=True),
@@ -75,7 +64,7 @@ def placed(device, tmp_path, name, homes):
         str(tmp_path / name),
         device_map={**dict.fromkeys(outside, str(device)), **layers},
         offload_dir=str(tmp_path / "offloaded"),
-        **OPTIONS,
+        **LOADING,
     )
     named = dict(loaded.model.named_parameters())
     names, parameters = list(named), list(named.values())

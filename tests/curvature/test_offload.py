@@ -3,6 +3,7 @@
 import pytest
 import torch
 from live_bytes import LiveBytes
+from loading import LOADING
 from tiny import VOCAB, flat, ragged_slice, risk_of, rows_of, tiny_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -17,19 +18,7 @@ from hesscli.curvature.symmetries import find_symmetry
 from hesscli.errors import UnavailableError, UsageError
 from hesscli.linalg.mapped import is_mapped
 
-OPTIONS = {
-    "revision": None,
-    "task": "auto",
-    "dtype": "float32",
-    "attention": "auto",
-    "placement": "auto",
-    "device_map": {"": "disk"},
-    "max_memory": None,
-    "trust_remote_code": False,
-    "allow_pickle": False,
-    "offline": True,
-    "on_event": lambda event: None,
-}
+IN_FILES = LOADING | {"device_map": {"": "disk"}}
 
 
 @pytest.fixture
@@ -40,7 +29,7 @@ def pair(tmp_path):
         model = tiny_model(name)
         model.save_pretrained(tmp_path / name, max_shard_size=shard)
         offload_dir = str(tmp_path / "offloaded") if folder else None
-        loaded = load_checkpoint(str(tmp_path / name), **{**OPTIONS, "offload_dir": offload_dir, **options})
+        loaded = load_checkpoint(str(tmp_path / name), **{**IN_FILES, "offload_dir": offload_dir, **options})
         named = {n: p for n, p in loaded.model.named_parameters() if only(n)}
         names, parameters = list(named), list(named.values())
         residence = Offloaded(
@@ -138,8 +127,8 @@ def test_the_loss_along_a_line_is_the_one_in_memory_and_leaves_the_weights_alone
 
 def test_weights_that_are_stored_narrower_are_widened_as_they_are_read(pair, tmp_path):
     tiny_model("llama").bfloat16().save_pretrained(tmp_path / "narrow")
-    wide = load_checkpoint(str(tmp_path / "narrow"), **{**OPTIONS, "device_map": None, "offload_dir": None})
-    left = load_checkpoint(str(tmp_path / "narrow"), **{**OPTIONS, "offload_dir": None})
+    wide = load_checkpoint(str(tmp_path / "narrow"), **{**IN_FILES, "device_map": None, "offload_dir": None})
+    left = load_checkpoint(str(tmp_path / "narrow"), **{**IN_FILES, "offload_dir": None})
     assert left.reads
     for name, p in wide.model.named_parameters():
         if name in left.reads:
@@ -178,7 +167,7 @@ def held_by_a_product(folder, *, resident):
     config = LlamaConfig(vocab_size=VOCAB, **wide, num_hidden_layers=resident + 2, initializer_range=0.1)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder / str(resident))
     device_map = {"": "cpu", "model.layers.0": "disk", f"model.layers.{resident + 1}": "disk"}
-    given = {**OPTIONS, "device_map": device_map, "offload_dir": str(folder / "off")}
+    given = {**IN_FILES, "device_map": device_map, "offload_dir": str(folder / "off")}
     loaded = load_checkpoint(str(folder / str(resident)), **given)
     named = dict(loaded.model.named_parameters())
     names, parameters = list(named), list(named.values())

@@ -6,6 +6,7 @@ import pytest
 import torch
 from adapters import save_adapter
 from live_bytes import LiveBytes
+from loading import LOADING
 from peft import IA3Config, LNTuningConfig, LoraConfig, get_peft_model
 from tiny import VOCAB, flat, ragged_slice, risk_of, tiny_model
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -17,7 +18,6 @@ from hesscli.curvature.layers.layered import LayeredOperator
 from hesscli.curvature.layers.layered_risk import LayeredRisk
 from hesscli.curvature.layers.offloaded import Offloaded
 from hesscli.errors import UsageError
-from hesscli.events import ignore
 
 QV = {"r": 2, "lora_alpha": 6, "target_modules": ["q_proj", "v_proj"]}
 KINDS = {
@@ -50,21 +50,7 @@ def saved(tmp_path):
 
 
 def load(folder, device_map, offload_dir=None):
-    return load_checkpoint(
-        str(folder),
-        revision=None,
-        task="auto",
-        dtype="float32",
-        attention="auto",
-        placement="auto",
-        device_map=device_map,
-        max_memory=None,
-        offload_dir=offload_dir,
-        trust_remote_code=False,
-        allow_pickle=False,
-        offline=True,
-        on_event=ignore,
-    )
+    return load_checkpoint(str(folder), **LOADING, device_map=device_map, offload_dir=offload_dir)
 
 
 def chosen(checkpoint, everything):

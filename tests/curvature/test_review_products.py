@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from breadth.subjects import SUBJECTS
+from once import Once
 from tiny import flat, ragged_slice, risk_of, tiny_model
-from torch.autograd.function import once_differentiable
 
 from hesscli.curvature.choice import choose_operator, choose_product
 from hesscli.curvature.double_backward import HessianOperator
@@ -40,22 +40,9 @@ def test_a_classifier_whose_first_row_is_one_token_is_not_taken_token_by_token(n
     assert relative(choose_product(risk, product="layered").operator.matvec(v), exact) < 1e-5
 
 
-class _Once(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return torch.tanh(x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, g):
-        (x,) = ctx.saved_tensors
-        return g * (1 - torch.tanh(x) ** 2)
-
-
 def once_risk():
     model = tiny_model("llama")
-    model.model.norm.register_forward_hook(lambda _module, _args, out: out + 0.03 * _Once.apply(out))
+    model.model.norm.register_forward_hook(lambda _module, _args, out: out + 0.03 * Once.apply(out))
     return risk_of(model, ragged_slice(), 3)
 
 

@@ -5,6 +5,7 @@ import gc
 import pytest
 import torch
 from live_bytes import LiveBytes
+from loading import LOADING
 from test_plan_memory import SHAPES, full_slice, model_of
 from tiny import risk_of
 
@@ -20,19 +21,8 @@ from hesscli.curvature.score_curvature import SoftmaxCurvature
 from hesscli.run.planning.elsewhere import fetched_set
 from hesscli.run.planning.placements import IN_A_DIFFERENCE
 
-OPTIONS = {
-    "revision": None,
-    "task": "auto",
-    "dtype": "float32",
-    "attention": "auto",
-    "placement": "auto",
-    "device_map": {"": "disk"},
-    "max_memory": None,
-    "trust_remote_code": False,
-    "allow_pickle": False,
-    "offline": True,
-    "on_event": lambda event: None,
-}
+IN_FILES = LOADING | {"device_map": {"": "disk"}}
+
 KINDS = {"layered", "layered-ggn", "finite-difference"}
 
 
@@ -44,7 +34,7 @@ class Fetched:
         rows, length = SHAPES[name]
         batches = list(full_slice(rows, length, vocab).batches(rows))
         model.save_pretrained(folder / "model")
-        self._loaded = load_checkpoint(str(folder / "model"), **OPTIONS, offload_dir=str(folder / "off"))
+        self._loaded = load_checkpoint(str(folder / "model"), **IN_FILES, offload_dir=str(folder / "off"))
         net, self._count = self._loaded.model, None
         named = dict(net.named_parameters())
         given = {"names": list(named), "parameters": list(named.values())}
