@@ -15,8 +15,8 @@ from hesscli.curvature.layers.stack import find_stack
 from hesscli.curvature.risk import EmpiricalRisk
 from hesscli.data import Sequence, Slice
 
-BOUND = 48 << 20
-LAYERS = 48
+BOUND = 64 << 20
+LAYERS = 64
 
 # Loads a checkpoint under a bound, takes a product, and prints what it held above what it held after the same with a
 # model of two layers: libraries, their buffers, and the allocator's arenas. One thread, as each has an arena.
