@@ -48,7 +48,7 @@ class MetaBytes(TorchDispatchMode):
         out = self._computed(func, args, kwargs)
         if self._makes[func]:
             for leaf in out if isinstance(out, tuple | list) else (out,):
-                if isinstance(leaf, torch.Tensor):
+                if isinstance(leaf, torch.Tensor) and not leaf._is_zerotensor():  # which takes no memory
                     self._count(leaf.untyped_storage())
         return out
 
