@@ -118,11 +118,11 @@ def test_a_bug_in_one_cell_is_its_failure_alone(tmp_path, monkeypatch):
 
 
 def test_two_shards_give_the_table_of_one_run(tmp_path):
-    values = {**REVISIONS, "matrix.operator.kind": ["hessian", "ggn"]}
+    values = {"matrix.model.revision": ["step50", "final"], "matrix.operator.kind": ["hessian", "ggn"]}
     whole, parts = plan_of(tmp_path / "whole", **values), plan_of(tmp_path / "parts", **values)
     swept(whole)
     first = swept(parts, shard=(1, 2))
-    assert statuses(first) == ["done", "missing"] * 3
+    assert statuses(first) == ["done", "missing"] * 2
     swept(parts, shard=(2, 2))
     assert whole.folder.name == parts.folder.name
     for name in TABLES:
@@ -349,8 +349,7 @@ output: {plots: none}
 matrix:
   model.revision: [step50, step200, final]
   operator.kind: [hessian, ggn]
-  operator.product: [auto, finite-difference]
-exclude: [{operator.kind: ggn, operator.product: finite-difference}]
+exclude: [{operator.kind: ggn, model.revision: step50}]
 """
 
 
@@ -366,13 +365,13 @@ def test_killed_in_the_middle_only_the_missing_cells_run_and_then_none(tmp_path)
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
     for _ in range(6000):
         time.sleep(0.02)
-        if list((tmp_path / "out").glob("sweeps/*/manifest.json")) and manifest().count("done") >= 3:
+        if list((tmp_path / "out").glob("sweeps/*/manifest.json")) and manifest().count("done") >= 2:
             break
         assert process.poll() is None
     process.send_signal(signal.SIGKILL)
     process.wait()
     done = manifest()
-    assert 3 <= done.count("done") < 9
+    assert 2 <= done.count("done") < 5
     files = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("demo/*/*/report.json")}
 
     again = subprocess.run(command[:-3] + command[-2:], cwd=tmp_path, env=environment, capture_output=True, text=True)
@@ -380,7 +379,7 @@ def test_killed_in_the_middle_only_the_missing_cells_run_and_then_none(tmp_path)
     cells = [line.split(" of ")[0] for line in again.stderr.splitlines() if line.startswith("cell ")]
     missing = [f"cell {i + 1}" for i, cell in enumerate(done.cells) if cell.status != "done"]
     assert cells == missing
-    assert manifest().count("done") == len(manifest().cells) == 9
+    assert manifest().count("done") == len(manifest().cells) == 5
     assert {path: path.stat().st_mtime_ns for path in files} == files
 
     third = subprocess.run(command[:-3] + command[-2:], cwd=tmp_path, env=environment, capture_output=True, text=True)
