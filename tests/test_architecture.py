@@ -17,10 +17,10 @@ FLOORS = [
     {"probes", "curvature", "checkpoint"},
     {"linalg", "report", "recipe", "data"},
     {"demo", "distributed"},
-    {"connections", "errors", "events", "shards", "__init__"},
+    {"errors", "events", "__init__"},
 ]
-# The one neighbour that may be seen: the operator must know where a model's memory is, and what is placed by layer.
-ALLOWED = {("curvature", "checkpoint.memory"), ("curvature", "checkpoint.layers")}
+# The one neighbour that may be seen: the operator must know where memory is, what is placed by layer, and what is read.
+ALLOWED = {("curvature", f"checkpoint.{name}") for name in ("memory", "layers", "stored")}
 ONLY_ABOVE = {"recipe": {"cli", "run", "callback"}, "report": {"cli", "run", "callback"}}
 HUGGING_FACE = {"transformers", "accelerate", "datasets", "huggingface_hub", "tokenizers"}
 

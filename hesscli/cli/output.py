@@ -28,11 +28,27 @@ def complain(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def is_first() -> bool:
+    """Whether this is the process that speaks, writes and judges: the only one, or the first of several."""
+    return int(os.environ.get("WORLD_SIZE") or 1) == 1 or os.environ.get("RANK", "0") == "0"
+
+
+_kept: list[int] = []  # stderr, where this is the first process of a machine
+
+
 def nobody_hears() -> None:
     """Of several processes one speaks, and this is another: what it says goes nowhere."""
     nobody_reads()
+    if os.environ.get("LOCAL_RANK") == "0":
+        _kept.append(os.dup(sys.stderr.fileno()))
     if os.environ.get("HESS_DEBUG") != "1":
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+def is_heard_again() -> None:
+    """What comes now is why this process ends: on each machine of several the first process says it."""
+    while _kept:
+        os.dup2(_kept.pop(), sys.stderr.fileno())
 
 
 def nobody_reads() -> None:

@@ -14,13 +14,16 @@ from spawned import on_ranks  # noqa: E402 - stands with the tests
 COLUMNS = ["model", "product", "processes", "seconds", "speed-up", "MiB sent", "peak MiB of one", "relative difference"]
 LEGEND = [
     "processes with one thread each; one process is hess without torchrun, several are FSDP2 over gloo",
+    "2 apart: two processes that have the whole model and half the rows each, and send nothing: what cores and memory "
+    "of this machine permit",
     "sent: whole all-gathers and reduce-scatters of weights, vectors and results, for one product; sums of scalars are "
     "not in it",
     "peak: resident set while the product is made, of the process that has the most; the interpreter, its libraries "
     "and the weights are in it (the first line says how much that is for the whole model)",
     "relative difference of u.Hv, for a random u, from one process",
 ]
-_COUNTS = (1, 2)
+_APART = "2 apart"
+_SETTINGS = {"1": (1, True), _APART: (2, False), "2": (2, True)}  # how many processes, and whether they share
 _PATIENCE = 3600
 
 
@@ -28,23 +31,16 @@ def scaling_rows(name, repeats, *, say):
     """Rows for a subject by name: a gradient, a central difference and an exact product on 1 and 2 processes."""
     rows = [[name, "nothing: libraries and model", "1", "", "", "", f"{on_ranks(1, resting, name)[0]:.0f}", ""]]
     found = {}
-    for count in _COUNTS:
-        say(f"{name}: {count} processes")
-        found[count] = on_ranks(count, products, name, repeats, seconds=_PATIENCE)
-    for what in found[1][0]:
-        first = found[1][0][what]
-        for count in _COUNTS:
-            seconds, sent, form, _ = found[count][0][what]
-            peak = max(one[what][3] for one in found[count])
-            apart = abs(form - first[2]) / abs(first[2])
-            cells = [
-                f"{seconds:.3f}",
-                f"{first[0] / seconds:.2f}",
-                f"{sent / 2**20:.1f}",
-                f"{peak:.0f}",
-                f"{apart:.0e}",
-            ]
-            rows.append([name, what, str(count), *(cells if count > 1 else [*cells[:-1], ""])])
+    for setting, (count, shared) in _SETTINGS.items():
+        say(f"{name}: {setting} {'process' if count == 1 else 'processes'}")
+        found[setting] = on_ranks(count, products, name, repeats, shared, seconds=_PATIENCE)
+    for what, first in found["1"][0].items():
+        for setting in _SETTINGS:
+            seconds, sent, form, _ = found[setting][0][what]
+            peak = max(one[what][3] for one in found[setting])
+            apart = f"{abs(form - first[2]) / abs(first[2]):.0e}" if setting == "2" else ""
+            cells = [f"{seconds:.3f}", f"{first[0] / seconds:.2f}", f"{sent / 2**20:.1f}", f"{peak:.0f}", apart]
+            rows.append([name, what, setting, *cells])
     return rows
 
 
@@ -59,11 +55,11 @@ def resting(_ranks, name):
     return peak
 
 
-def products(ranks, name, repeats):
-    """By product: (median seconds, bytes sent, u.Hv, peak MiB)."""
+def products(ranks, name, repeats, shared):
+    """By product: (median seconds, bytes sent, u.Hv, peak MiB), of processes that share the model or the rows alone."""
     from traffic import Traffic
 
-    risk, exact = _risk(ranks, name)
+    risk, exact = _risk(ranks, name, shared)
     from hesscli.curvature.differences.finite_difference import FiniteDifferenceOperator
 
     space = risk.space
@@ -92,19 +88,21 @@ def products(ranks, name, repeats):
     return found
 
 
-def _risk(ranks, name):
-    """The risk and its exact product, on one process or over several."""
+def _risk(ranks, name, shared):
+    """The risk and its exact product, on one process or over several, or of one's own rows."""
     from subjects import SUBJECTS
 
     from hesscli.checkpoint.sharding import shard, to_device, without_weights
     from hesscli.curvature.layers.layered import LayeredOperator
     from hesscli.curvature.sharded.layered import ShardedLayeredOperator
     from hesscli.curvature.sharded.risk import ShardedRisk
+    from hesscli.curvature.sharded.rows import own_batches
 
     os.environ["WORLD_SIZE"] = "1"  # each builds the whole model here, and lets it go
     subject = SUBJECTS[name]()
-    if ranks.size == 1:
+    if ranks.size == 1 or not shared:
         risk = subject.risk()
+        risk = risk.on(own_batches(risk.batches, ranks))
         return risk, LayeredOperator(risk, risk._stack)
     model = without_weights(subject.model)
     bare = without_weights(model)

@@ -15,8 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
-from hesscli import distributed
-from hesscli.distributed import ranks
+from hesscli.distributed import failure, ranks
 from hesscli.errors import HessError
 from hesscli.recipe.cells import expand
 from hesscli.recipe.document import resolve
@@ -49,7 +48,7 @@ def attempts(ports, functions):
             child = os.fork()
             if child == 0:
                 os.environ["MASTER_PORT"] = str(port)
-                distributed._GRACE = 1.0  # what nobody will say is not waited for so long here
+                failure._GRACE = 1.0  # what nobody will say is not waited for so long here
                 _attempt(name, arguments, Path(file.name))
             code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             said = file.read()
@@ -76,7 +75,7 @@ def measured(folder, harm=None, **more):
     """A run, resumed; returns its notes. `harm`: by rank, after how many requests it comes to harm, and how."""
     recipe = resolve([("test", SMALL | {"output.dir": folder} | more)])[0]
     notes = []
-    with together(recipe) as share, harmed(*(harm or {}).get(ranks().rank, ())):
+    with together(recipe, force=False, resume=True) as share, harmed(*(harm or {}).get(ranks().rank, ())):
         run(share.recipe, force=False, resume=True, on_event=lambda event: notes.append(getattr(event, "text", "")))
     return notes
 

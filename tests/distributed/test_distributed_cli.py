@@ -2,20 +2,17 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 
 import pytest
+from reports import differences
 from safetensors.numpy import load_file
+from spawned import in_shells
 from tiny import ragged_slice, tiny_model
 
 from hesscli.cli.app import _exit_code
 from hesscli.data import IGNORED
-
-# What depends on where and when a run was made, and on roundings that it measures.
-OWN = {"cost", "created", "environment", "run_id", "seconds"}
-NOISE = {"precision", "preflight", "residual", "bar", "numeric", "orthogonality_loss", "why", "placement", "product"}
 
 
 @pytest.fixture(scope="module")
@@ -31,47 +28,38 @@ def folder(tmp_path_factory):
     return place
 
 
-def hess(folder, words, *, processes=1, measuring=True):
-    """What `hess WORDS` says in so many processes, started by torchrun where there are several."""
-    start = [sys.executable, "-m"]
-    if processes > 1:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        start += ["torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(port), "-m"]
-    command = [*start, "hesscli", *words.split()]
-    if measuring:
-        command += ["--plots", "none", "-d", "rows.jsonl", "-o", f"out{processes}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=170, check=False
-    )
+GIVEN = "--plots none -d rows.jsonl"
+PROBES = {
+    "trace": "trace --diagonal --preset quick qwen3",
+    "topk": "topk --k 1 --which largest --steps 30 --operator ggn qwen3",
+}
+
+
+@pytest.fixture(scope="module")
+def found(folder):
+    """By name what each command said: each probe in one process and in two, then what goes by those runs."""
+    calls = {
+        f"{name} {n}": ([*words.split(), "--json", *GIVEN.split(), "-o", f"out{n}"], {"processes": n})
+        for name, words in PROBES.items()
+        for n in (1, 2)
+    }
+    calls["equal"] = ([*PROBES["trace"].split(), "-q", *GIVEN.split(), "-o", "out2"], {"processes": 2})
+    (folder / "both.yaml").write_text("schema: hess.recipe/1\nprobe: trace\nmatrix: {model.id: [qwen3, none]}\n")
+    given = "estimator.probes=2 estimator.steps=2 data.id=rows.jsonl model.offline=true output.plots=none"
+    calls["sweep"] = (f"sweep both.yaml {given} --json -o cells".split(), {"processes": 2})
+    return in_shells(folder, calls)
 
 
 def own_lines(said):
     """Stderr without torchrun's own account of a failure."""
-    return [line for line in said.stderr.splitlines() if line.startswith(("error", "warning"))]
+    return [line for line in said.splitlines() if line.startswith(("error", "warning"))]
 
 
-def differences(one, other, path=""):
-    """The paths at which two reports differ by more than roundings."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        keys = (one.keys() | other.keys()) - OWN - NOISE
-        return [found for key in sorted(keys) for found in differences(one.get(key), other.get(key), f"{path}.{key}")]
-    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-        return [d for i, (a, b) in enumerate(zip(one, other, strict=True)) for d in differences(a, b, f"{path}[{i}]")]
-    if isinstance(one, float) and isinstance(other, float):
-        return [] if one == pytest.approx(other, rel=2e-4, abs=1e-7) else [(path, one, other)]
-    return [] if one == other else [(path, one, other)]
-
-
-@pytest.mark.parametrize(
-    "probe", ["trace --diagonal --preset quick", "topk --k 1 --which largest --steps 30 --operator ggn"]
-)
-def test_two_processes_give_the_report_of_one(folder, probe):
-    both = {n: hess(folder, f"{probe} qwen3 --json", processes=n) for n in (1, 2)}
-    assert [said.returncode for said in both.values()] == [0, 0], both[2].stderr
-    one, two = (json.loads(said.stdout) for said in both.values())
+@pytest.mark.parametrize("probe", PROBES)
+def test_two_processes_give_the_report_of_one(folder, found, probe):
+    both = [found[f"{probe} {n}"] for n in (1, 2)]
+    assert [said[0] for said in both] == [0, 0], both[1][2]
+    one, two = (json.loads(said[1]) for said in both)
     assert differences(one, two) == []
     assert (one["operator"]["placement"], two["operator"]["placement"]) == ("single", "fsdp")
     assert two["operator"]["product"] == "layered"
@@ -82,20 +70,24 @@ def test_two_processes_give_the_report_of_one(folder, probe):
         assert {name: a.shape for name, a in mine.items()} == {name: a.shape for name, a in theirs.items()}
 
 
-def test_an_equal_run_is_found_by_all_and_one_process_speaks(folder):
-    words = "trace --diagonal --preset quick qwen3 -q"
-    said = hess(folder, words, processes=2)
-    assert said.returncode == 0, said.stderr
-    (line,) = said.stdout.splitlines()
+def test_an_equal_run_is_found_by_all_and_one_process_speaks(folder, found):
+    code, out, said, _ = found["equal"]
+    assert code == 0, said
+    (line,) = out.splitlines()
     assert json.loads((folder / line).read_text())["command"] == "trace"
     assert len(list((folder / "out2").rglob("trace-*"))) == 1
 
 
-def test_what_is_not_for_several_processes_is_refused_in_one_line(folder):
-    said = hess(folder, "topk qwen3 --product double-backward", processes=2)
+def test_under_torchrun_itself_what_is_not_for_several_processes_is_refused_in_one_line(folder):
+    start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "hesscli"]
+    command = [*start, "topk", "qwen3", "--product", "double-backward", "-o", "refused", *GIVEN.split()]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    said = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=170, check=False
+    )
     assert said.returncode == 1  # torchrun's own
     assert "exitcode  : 2" in said.stderr
-    (line,) = [found for found in own_lines(said) if found.startswith("error")]
+    (line,) = [one for one in own_lines(said.stderr) if one.startswith("error")]
     assert line.startswith("error: operator.product: 'double-backward' wants all weights in each process; use")
     assert not list(folder.rglob("*.part"))
 
@@ -119,16 +111,27 @@ def test_placements_and_numbers_of_processes_that_do_not_go_together(size, words
     assert capfd.readouterr().err.startswith(f"error: {what}")
 
 
-def test_a_sweep_has_one_voice_and_the_exit_code_of_one_process(folder):
-    (folder / "both.yaml").write_text("schema: hess.recipe/1\nprobe: trace\nmatrix: {model.id: [qwen3, none]}\n")
-    given = "estimator.probes=2 estimator.steps=2 data.id=rows.jsonl model.offline=true output.plots=none"
-    words = f"sweep both.yaml {given} --json -o cells"
-    said = hess(folder, words, processes=2, measuring=False)
-    manifest = json.loads(said.stdout)
-    assert [cell["status"] for cell in manifest["cells"]] == ["done", "failed"], said.stderr
-    assert manifest["cells"][1]["exit_code"] == 6
-    assert "exitcode  : 7" in said.stderr
-    (line,) = [found for found in own_lines(said) if found.startswith("error")]
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["--nproc-per-node", "2"], "VERB: is missing after torchrun's flags; such as hess launch"),
+        (["--nproc-per-node", "many", "topk"], "launch: Unsupported nproc_per_node value: many; torchrun --help"),
+        (["--nonsense", "topk"], "launch: unrecognized arguments: --nonsense; such as hess launch"),
+    ],
+)
+def test_a_launch_that_cannot_begin_is_one_line(words, what, monkeypatch, capfd):
+    monkeypatch.setattr("logging.disable", lambda _level: None)
+    monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
+    assert _exit_code(["launch", *words]) == 2
+    assert capfd.readouterr().err.startswith(f"error: {what}")
+
+
+def test_a_sweep_has_one_voice_and_the_exit_code_of_one_process(folder, found):
+    code, out, said, _ = found["sweep"]
+    manifest = json.loads(out)
+    assert [cell["status"] for cell in manifest["cells"]] == ["done", "failed"], said
+    assert (code, manifest["cells"][1]["exit_code"]) == (7, 6)
+    (line,) = [one for one in own_lines(said) if one.startswith("error")]
     assert line.startswith("error: sweep: 1 of 2 cells failed (first: model: ")
     report = json.loads((folder / "cells" / manifest["cells"][0]["folder"] / "report.json").read_text())
     assert report["operator"]["placement"] == "fsdp"

@@ -1,14 +1,19 @@
 """The processes of a run: sums and agreement, what they send, and one failure for all."""
 
+import os
 import signal
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
-from spawned import on_ranks
-from spawned_light import agreeing, raising
+import torch.distributed as dist
+from spawned import on_ranks, under_torchrun
+from spawned_light import agreeing, raising, waiting
 
-from hesscli.distributed import ALONE, _in_words, joined, ranks
+from hesscli.distributed import ALONE, joined, ranks
+from hesscli.distributed.failure import in_words
+from hesscli.distributed.greeting import compare, greet
 from hesscli.errors import UsageError
 
 
@@ -61,13 +66,48 @@ def test_the_failure_of_one_rank_is_that_of_all():
 def test_a_bug_and_a_signal_have_words_and_a_code_for_the_other_ranks():
     stopped = KeyboardInterrupt()
     stopped.number = signal.SIGTERM
-    assert _in_words(TypeError("not this.")) == ("TypeError: not this; this is a bug, HESS_DEBUG=1 shows where", 1)
-    assert _in_words(stopped) == ("stopped by a signal", 143)
+    assert in_words(TypeError("not this.")) == ("TypeError: not this; this is a bug, HESS_DEBUG=1 shows where", 1)
+    assert in_words(stopped) == ("stopped by a signal", 143)
 
 
 def test_a_rank_that_is_killed_leaves_no_other_waiting():
     said = on_ranks(2, raising, "kill", expect=[1, -signal.SIGKILL])
     assert "ranks: another process has ended" in said[0]
+
+
+def running(numbers):
+    found = []
+    for number in numbers:
+        with suppress(ProcessLookupError):
+            os.kill(number, 0)
+            found.append(number)
+    return found
+
+
+def test_processes_whose_launcher_is_killed_end_by_themselves(tmp_path):
+    with under_torchrun(tmp_path, 2, waiting, str(tmp_path)) as launcher:
+        end = time.monotonic() + 100
+        while len(numbers := [int(file.suffix[1:]) for file in tmp_path.glob("[01].*")]) < 2:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        assert running(numbers) == numbers
+        launcher.kill()
+        while running(numbers) and time.monotonic() < end:
+            time.sleep(0.1)
+        assert running(numbers) == []
+
+
+def test_processes_of_other_versions_are_named(monkeypatch):
+    store = dist.HashStore()
+    greet(store, 0, {}, device="cpu")
+    greet(store, 1, {}, device="cpu")
+    compare(store, 2)
+    monkeypatch.setattr("hesscli.distributed.greeting.__version__", "0.0.9")
+    greet(store, 2, {}, device="cuda")
+    with pytest.raises(
+        UsageError, match=r"rank 0 has device cpu, hess [0-9.]+, and rank 2 has device cuda, hess 0\.0\.9; "
+    ):
+        compare(store, 3)
 
 
 @pytest.fixture

@@ -12,10 +12,7 @@ from hesscli.data.origin import data_origin
 from hesscli.demo import slice_file
 from hesscli.errors import HessError
 from hesscli.recipe import Recipe
-from hesscli.recipe.document import content
-
-# Sections and keys that leave every figure as it is.
-_NO_FIGURES = ("name", "description", "output", "gates", "density")
+from hesscli.recipe.document import NO_FIGURES, identity
 
 
 def cell_inputs(recipe: Recipe) -> str | None:
@@ -42,15 +39,10 @@ def cell_inputs(recipe: Recipe) -> str | None:
     return hashed([__version__, identity(recipe), found])
 
 
-def identity(recipe: Recipe) -> dict[str, Any]:
-    """The recipe without what leaves its figures as they are: its name, and where it is written."""
-    return {key: value for key, value in content(recipe).items() if key not in _NO_FIGURES}
-
-
 def given(recipe: Recipe) -> dict[str, Any]:
     """What a recipe measures as far as it differs from the defaults: a key that hess gets later changes no hash."""
     tree = recipe.model_dump(by_alias=True, mode="json", exclude_defaults=True)
-    return {key: value for key, value in tree.items() if key not in _NO_FIGURES}
+    return {key: value for key, value in tree.items() if key not in NO_FIGURES}
 
 
 def hashed(facts: Any) -> str:

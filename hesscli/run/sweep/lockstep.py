@@ -30,7 +30,7 @@ def with_others(recipe: Recipe, *, force: bool) -> Iterator[Recipe]:
 
     Raises UsageError for a placement that several processes do not have, and LostError with what another rank says.
     """
-    with together(recipe) as share:
+    with together(recipe, force=force, resume=True) as share:
         ranks().agreed(_Errand(recipe, force))
         yield share.recipe
 

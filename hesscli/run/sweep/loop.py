@@ -44,7 +44,7 @@ def sweep(
     Raises UsageError where the output folder or the manifest is of no use; of a cell's own errors, none. A process that
     is gone ends the sweep as what interrupts it.
     """
-    with in_turn() as leads:
+    with in_turn({"sweep": plan.folder.name}) as leads:
         if not leads:
             follow(on_event=on_event, on_failure=on_failure)
             return None

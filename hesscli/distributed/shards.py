@@ -18,9 +18,10 @@ def rows_of(length: int, rank: int, size: int) -> slice:
 def packed(parts: Sequence[torch.Tensor], shapes: Shapes, size: int) -> torch.Tensor:
     """One rank's rows of tensors of these shapes, one after the other, each filled up to what every rank has."""
     sizes = _padded(shapes, size)
-    own = parts[0].new_zeros(sum(sizes))
+    own = parts[0].new_empty(sum(sizes))
     for part, room in zip(parts, own.split(sizes), strict=True):
         room[: part.numel()].copy_(part.reshape(-1))
+        room[part.numel() :].zero_()
     return own
 
 
@@ -33,12 +34,13 @@ def joined_rows(gathered: torch.Tensor, shapes: Shapes, size: int) -> list[torch
 def spread(wholes: Sequence[torch.Tensor], size: int) -> torch.Tensor:
     """Whole tensors as (ranks, numbers of one rank): each rank's rows packed."""
     sizes = _padded([tuple(x.shape) for x in wholes], size)
-    out = wholes[0].new_zeros((size, sum(sizes)))
+    out = wholes[0].new_empty((size, sum(sizes)))
     for x, column in zip(wholes, out.split(sizes, dim=1), strict=True):
         flat = x.reshape(-1)
         for rank, row in enumerate(column):
             piece = flat[rank * row.numel() : (rank + 1) * row.numel()]
             row[: piece.numel()].copy_(piece)
+            row[piece.numel() :].zero_()
     return out
 
 
