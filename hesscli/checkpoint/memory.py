@@ -1,6 +1,8 @@
 """How much memory is free, measured now: decides what fits before it is tried."""
 
-from collections.abc import Iterator
+import ctypes
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -21,6 +23,24 @@ def available_bytes(device: torch.device) -> int:
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     room = psutil.virtual_memory().available
     return min(room, *cgroup_room(root=_CGROUPS, membership=_MEMBERSHIP), room)
+
+
+def give_back() -> None:
+    """Let the C library give back to the system what was freed; nothing happens where it has no such call.
+
+    glibc keeps freed memory for later, in pieces between what is in use: a process that goes through layers one after
+    the other comes to hold several of them. A few milliseconds, and the pages are made anew when they are needed.
+    """
+    if (trim := _trim()) is not None:
+        trim(0)
+
+
+@cache
+def _trim() -> Callable[[int], int] | None:
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # macOS, musl, Windows
+        return None
 
 
 def cgroup_room(*, root: Path, membership: Path) -> Iterator[int]:

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel, modeling_utils
 
 from hesscli.checkpoint.layers import outermost_layers
+from hesscli.checkpoint.memory import available_bytes
 from hesscli.checkpoint.placement import Plan
 from hesscli.checkpoint.stored import stored_weight
 from hesscli.checkpoint.weights import Header, stored_tensors
@@ -30,6 +31,7 @@ Reads = dict[str, Read]
 # same. Seen above the libraries' own memory: 6 for 48 layers of 4 MiB, 7.8 for three of 64 MiB, 8.5 for a tied
 # embedding of 31 MiB.
 _OF_A_LAYER, _OF_THE_REST, _AT_THE_HEAD = 8, 2, 9
+_OF_THE_HOST = 0.5  # of what is free may layers take; the rest is for vectors, or for the pages of their files
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,9 @@ def arrange(plan: Plan, bare: PreTrainedModel, *, id: str, beside: int = 0) -> A
         DoesNotFitError: what has to be in memory does not fit the bound.
     """
     wanted = plan.device_map
-    if isinstance(wanted, str):
+    if plan.computing is not None:
+        wanted = _all_away(bare, plan.computing)
+    elif isinstance(wanted, str):
         wanted = _inferred(wanted, bare, plan.max_memory) if torch.cuda.is_available() else None
     if wanted is None:
         return None
@@ -139,10 +143,33 @@ def _home(layer: str, device_map: Mapping[str, Any]) -> Any:
     return device_map[max(covering, key=len)] if covering else "cpu"
 
 
+def _all_away(bare: PreTrainedModel, device: torch.device) -> dict[str, Any]:
+    """Layers on the host as far as it has room for them, else on disk: what `hess plan` counts on one device."""
+    room, wanted = _OF_THE_HOST * available_bytes(torch.device("cpu")), dict[str, Any]({"": device})
+    for name, size in sizes_of(bare).layers.items():
+        room -= size
+        wanted[name] = "cpu" if room >= 0 else "disk"
+    return wanted
+
+
 def _inferred(strategy: str, bare: PreTrainedModel, max_memory: Mapping[Any, Any] | None) -> dict[str, Any]:
-    """The map that accelerate makes for a strategy, with the memory that is free now where none is given."""
+    """The map that accelerate makes for a strategy, with the memory that is free now where none is given.
+
+    Where that does not hold all weights, each device keeps room for a product, which is made with layers that come and
+    go.
+    """
+    found = _accelerates(strategy, bare, dict(max_memory) if max_memory else None)
+    if max_memory or not {"cpu", "disk"} & set(found.values()):
+        return found
+    least = sizes_of(bare).least
+    devices = range(torch.cuda.device_count())
+    room: dict[Any, int] = {i: max(0, available_bytes(torch.device("cuda", i)) - least) for i in devices}
+    room["cpu"] = int(_OF_THE_HOST * available_bytes(torch.device("cpu")))
+    return _accelerates("sequential", bare, room)
+
+
+def _accelerates(strategy: str, bare: PreTrainedModel, room: dict[Any, Any] | None) -> dict[str, Any]:
     unsplit = list(getattr(bare, "_no_split_modules", None) or [])
-    room = dict(max_memory) if max_memory else None
     if strategy != "sequential":
         zero = strategy == "balanced_low_0"
         room = get_balanced_memory(bare, max_memory=room, no_split_module_classes=unsplit, low_zero=zero)

@@ -38,6 +38,8 @@ class Plan:
     """Bytes of host memory that weights, vectors and derivatives may take, where the host is the one device."""
     spread: bool = False
     """Whether it may become another plan where one device is too small."""
+    computing: torch.device | None = None
+    """The one device that computes while every layer is left on the host or on disk, so that products have room."""
 
 
 def decide(
@@ -91,17 +93,21 @@ def decide(
 def settle(plan: Plan, *, needed: int, id: str) -> Plan:
     """The plan again, or another that the memory found now calls for where the options leave that open.
 
+    With a folder for them, layers stay out of a device that could hold them, and not a product beside them.
+
     Raises:
         DoesNotFitError: the weights need more than is free, and may go nowhere else.
     """
     if plan.limit is not None:
         return replace(plan, device_map={"": "disk"}, device=None) if _IN_MEMORY * needed > plan.limit else plan
-    if not plan.spread or plan.device is None or needed <= available_bytes(plan.device):
+    wanted = needed if plan.folder is None else _IN_MEMORY * needed
+    if not plan.spread or plan.device is None or wanted <= available_bytes(plan.device):
         check_room(plan, needed=needed, id=id)
         return plan
     if plan.device.type == "cuda" and (torch.cuda.device_count() > 1 or plan.folder is not None):
         _refuse_many_processes()
-        return Plan("auto", None, None, folder=plan.folder)
+        alone = plan.device if torch.cuda.device_count() == 1 else None
+        return Plan("auto", None, None, folder=plan.folder, computing=alone)
     if plan.folder is None:
         check_room(plan, needed=needed, id=id)
     return replace(plan, device_map={"": "disk"}, device=None)

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import torch
@@ -30,7 +31,15 @@ class StoredWeight:
 
         Raises UnavailableError where the file cannot be read or is another one by now.
         """
-        out = torch.empty(self.shape, dtype=self.stored)
+        return self._read(self.shape, self.start)
+
+    def read_rows(self, rows: slice) -> torch.Tensor:
+        """These rows of it, likewise."""
+        row = prod(self.shape[1:]) * self.stored.itemsize
+        return self._read((rows.stop - rows.start, *self.shape[1:]), self.start + rows.start * row)
+
+    def _read(self, shape: tuple[int, ...], start: int) -> torch.Tensor:
+        out = torch.empty(shape, dtype=self.stored)
         room = out.view(-1).view(torch.uint8).numpy().data
         try:
             with self.file.open("rb", buffering=0) as stream:
@@ -39,7 +48,7 @@ class StoredWeight:
                     raise UnavailableError("weights", what, _REMEDY)
                 done = 0
                 while done < len(room):
-                    count = os.preadv(stream.fileno(), [room[done:]], self.start + done)
+                    count = os.preadv(stream.fileno(), [room[done:]], start + done)
                     if not count:
                         raise UnavailableError("weights", f"{self.file.name} is cut off", _REMEDY)
                     done += count

@@ -5,12 +5,14 @@ any: autograd, torch.func, forward mode and accelerate see a device that is not 
 host's kernels over the same memory, so that results are the host's bit for bit; before it runs it must not mix
 devices, by the rules of CUDA. Memory that was not written yet is NaN. What passes between devices is recorded.
 
-It shows where tensors are and what they meet there. It does not show streams, pinned memory, kernels of a device,
-rounding that differs, or how much memory a device has. To register it changes the process for good: it is for
-processes of their own.
+It shows where tensors are and what they meet there. A copy that is not to block, on a stream of its own, is made when
+somebody waits for it and not before: who reads too early finds NaN, and who writes its source too early sends that. It
+does not show pinned memory, kernels of a device, rounding that differs, or how much memory a device has. To register it
+changes the process for good: it is for processes of their own.
 """
 
 import ctypes
+import threading
 import types
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -151,7 +153,9 @@ def _run(op, *args, **kwargs):
             return x
         return originals[id(x)] if id(x) in originals else _on_device(x, device)
 
-    return returned(out)
+    found = returned(out)
+    given = returned = None  # each holds itself, and with it the tensors, until a cycle is looked for
+    return found
 
 
 def _flat(values):
@@ -210,8 +214,51 @@ def _copy_from(source, target, non_blocking=False):
     if source.device != target.device:
         _note(source, target.device)
     host = _on_host(target) if _is_pretend(target) else target
-    host.copy_(_on_host(source) if _is_pretend(source) else source)
+    given = _on_host(source) if _is_pretend(source) else source
+    if non_blocking and getattr(_current, "stream", None) is not None:
+        _current.stream.asked.append(lambda: host.copy_(given))
+    else:
+        host.copy_(given)
     return target
+
+
+_current = threading.local()
+
+
+class Stream:
+    """A queue of copies that are made when an event behind them is waited for."""
+
+    def __init__(self, device=None):
+        self.asked, self._made, self._lock = [], 0, threading.Lock()
+
+    def wait_event(self, event):
+        event.synchronize()
+
+    def make(self, count):
+        with self._lock:
+            while self._made < count:
+                self.asked[self._made]()
+                self.asked[self._made] = None
+                self._made += 1
+
+
+class Event:
+    """A place in a stream's queue."""
+
+    def record(self, stream):
+        self._stream, self._count = stream, len(stream.asked)
+
+    def synchronize(self):
+        self._stream.make(self._count)
+
+
+@contextmanager
+def _on_stream(stream):
+    before, _current.stream = getattr(_current, "stream", None), stream
+    try:
+        yield
+    finally:
+        _current.stream = before
 
 
 def _module():
@@ -221,6 +268,9 @@ def _module():
     module.current_device = lambda: 0
     module._is_in_bad_fork = lambda: False
     module.manual_seed_all = module.manual_seed = module.synchronize = lambda *_: None
+    module.Stream, module.Event, module.stream = Stream, Event, _on_stream
+    module.current_stream = lambda device=None: Stream()
+    torch.Tensor.record_stream = lambda tensor, stream: None
     module.get_amp_supported_dtype = lambda: [torch.bfloat16]
     return module
 

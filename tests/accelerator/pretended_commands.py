@@ -57,8 +57,10 @@ def test_the_report_is_the_hosts(folder, monkeypatch, capfd, probe, words, place
     assert reports[1]["environment"]["device"].startswith("pretend")
     assert host.keys() == there.keys()
     for path, value in host.items():
-        if path in (".operator.placement", ".operator.why") or (place == "host and disk" and "rounding" in path):
-            continue  # weights that are fetched are held against nothing wider
+        if path in (".operator.placement", ".operator.why") or (
+            place == "host and disk" and path.endswith((".slope", ".curvature"))
+        ):
+            continue  # whose derivatives are looked at in float64 where all weights have room in memory
         if isinstance(value, float):
             loose = 1e-4 if any(word in path for word in ("preflight", "errors", "residual", "bar", "loss")) else 1e-5
             assert there[path] == pytest.approx(value, rel=1e-2, abs=loose), path

@@ -11,13 +11,18 @@ from tiny import VOCAB, ragged_slice, risk_of, tiny_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hesscli.checkpoint import load_checkpoint
+from hesscli.checkpoint.layers import outermost_layers
 from hesscli.curvature.choice import choose_operator
 from hesscli.curvature.double_backward import HessianOperator
 from hesscli.curvature.layers.layered_risk import LayeredRisk
 from hesscli.curvature.layers.offloaded import Offloaded
+from hesscli.curvature.layers.stack import first_tensor
 from hesscli.curvature.risk import EmpiricalRisk
 from hesscli.curvature.symmetries import find_symmetry
 from hesscli.curvature.trust.preflight import check_product
+from hesscli.events import Warned
+from hesscli.recipe.document import resolve
+from hesscli.run.retreat import RetreatingOperator
 
 pretend.register()
 FIRST, SECOND, HOST = torch.device("pretend:0"), torch.device("pretend:1"), torch.device("cpu")
@@ -167,9 +172,41 @@ def test_weights_pass_twice_in_a_product_and_results_once(risks, place):
     product.matvec(u)
     with pretend.recorded() as transfers:
         product.matvec(u)
-    away = sum(p.nbytes for p, home in zip(placed.parameters, placed.space.devices, strict=True) if home == HOST)
-    count, small = len(placed.batches), 0.02 * away  # ids, masks, positions; sums
+    named = dict(placed.model.named_parameters())
+    everything = sum(p.nbytes for p in named.values())
+    away = sum(p.nbytes for name, p in named.items() if name in placed.loaded.reads)
+    count, small = len(placed.batches), 0.02 * everything  # ids, masks, positions; sums
     brought = sum(t.nbytes for t in transfers if t.target == HOST)
     sent = sum(t.nbytes for t in transfers if t.target != HOST)
-    assert away * count <= brought <= away * count + small
-    assert 4 * away * count <= sent <= 4 * away * count + small  # forward and back the weights and the vector's parts
+    assert everything * count <= brought <= everything * count + small
+    layers = sum(p.nbytes for p in placed.model.model.layers.parameters())
+    vectors = 2 * layers + (everything - layers)  # of a layer forward and back, at the ends once
+    assert (2 * away + vectors) * count <= sent <= (2 * away + vectors) * count + small
+
+
+@pytest.mark.parametrize("place", ["over two devices", "a layer on the host, one on disk"])
+def test_rows_are_halved_where_memory_runs_out_and_the_product_is_the_same(risks, place):
+    host, placed = risks("qwen3", place)
+    recipe, _ = resolve([("test", {"probe": "trace"})])
+    whole, rows, events = placed.batches, [], []
+    truth = operator(host, product="layered").matvecs(drawn(host, 2))
+    patient = RetreatingOperator(operator(placed, product="layered"), placed, recipe=recipe, on_event=events.append)
+
+    def hungry(_layer, args, kwargs):
+        """The last layer has no memory for two rows."""
+        hidden = first_tensor((args, kwargs))
+        if hidden.shape[1] > 1:  # and not the head, which has a row for each token
+            rows.append(len(hidden))
+            if rows[-1] > 1:
+                raise torch.OutOfMemoryError
+
+    hook = list(outermost_layers(placed.model).values())[-1].register_forward_pre_hook(hungry, with_kwargs=True)
+    try:
+        for found, product in zip(patient.matvecs(drawn(placed, 2)), truth, strict=True):
+            assert relative(found, product) < 1e-6
+    finally:
+        hook.remove()
+        placed.batches = whole
+    assert (rows[0], set(rows[1:])) == (2, {1})
+    assert [event.code for event in events if isinstance(event, Warned)] == ["out-of-memory"]
+    assert patient.num_rows == 1

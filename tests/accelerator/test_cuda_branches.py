@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from hesscli import distributed
 from hesscli.checkpoint.memory import available_bytes
+from hesscli.distributed import meeting
 from hesscli.errors import UsageError
 from hesscli.run.faults import is_out_of_memory
 from hesscli.run.planning.devices import found_devices
@@ -35,15 +35,15 @@ def test_memory_that_the_allocator_holds_unused_is_free(two_gpus):
 def test_each_process_has_the_gpu_of_its_number(two_gpus, monkeypatch):
     for number in (0, 1):
         monkeypatch.setenv("LOCAL_RANK", str(number))
-        assert distributed._own_device() == torch.device("cuda", number)
+        assert meeting._own_device() == torch.device("cuda", number)
     monkeypatch.delenv("LOCAL_RANK")
-    assert distributed._own_device() == torch.device("cuda", 0)
+    assert meeting._own_device() == torch.device("cuda", 0)
 
 
 def test_more_processes_than_gpus_are_one_line(two_gpus, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(UsageError, match=r"ranks: process 2 of this machine has no GPU of its own: it finds 2; lower"):
-        distributed._own_device()
+        meeting._own_device()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Placement and free memory: what is decided before anything is placed."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -7,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from hesscli.checkpoint import memory, placement
+from hesscli.checkpoint import memory, offload, placement
 from hesscli.checkpoint.offload import Arrangement, arrange, check_least, leave_out, sizes_of
 from hesscli.checkpoint.placement import Plan, decide, settle
 from hesscli.errors import DoesNotFitError, UsageError
@@ -79,9 +80,43 @@ def test_a_single_device_that_is_too_small_leaves_layers_in_a_folder(gpus, tmp_p
     gpus(0)
     plan = decide("auto", device_map=None, max_memory=None, offload_dir=str(tmp_path / "made"))
     assert (tmp_path / "made").is_dir()
-    if plan.device == torch.device("cpu"):
-        assert settle(plan, needed=100, id="x").device_map is None
-        assert settle(plan, needed=101, id="x").device_map == {"": "disk"}
+    if plan.device == torch.device("cpu"):  # weights, a vector, a result and a gradient
+        assert settle(plan, needed=25, id="x").device_map is None
+        assert settle(plan, needed=26, id="x").device_map == {"": "disk"}
+
+
+def test_one_gpu_with_a_folder_for_layers_keeps_room_for_a_product(gpus, tmp_path):
+    gpus(1)
+    offered = replace(ONE_GPU, folder=tmp_path)
+    assert settle(offered, needed=25, id="x") == offered
+    for needed in (26, 1000):
+        assert settle(offered, needed=needed, id="x") == Plan("auto", None, None, folder=tmp_path, computing=CUDA)
+    gpus(2)
+    assert settle(offered, needed=1000, id="x") == Plan("auto", None, None, folder=tmp_path)
+
+
+def test_layers_that_keep_out_of_one_gpu_are_on_the_host_as_far_as_it_has_room(monkeypatch, tmp_path):
+    net = bare(num_hidden_layers=4)
+    (layer, *_) = sizes_of(net).layers.values()
+    monkeypatch.setattr(offload, "available_bytes", lambda device: 2 * 2 * layer)  # half of it is for vectors
+    found = arrange(Plan("auto", None, None, folder=tmp_path, computing=CUDA), net, id="x")
+    homes = [str(found.device_map[f"model.layers.{i}"]) for i in range(4)]
+    assert homes == ["cpu", "cpu", "disk", "disk"]
+    assert set(found.left_out.values()) == {CUDA}
+    assert found.device_map[""] == CUDA
+
+
+def test_gpus_that_do_not_hold_all_weights_keep_room_for_a_product(monkeypatch):
+    net = bare(num_hidden_layers=8)
+    sizes = sizes_of(net)
+    layer, free = next(iter(sizes.layers.values())), {"cuda": sizes.least + sizes.rest, "cpu": 1 << 30}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(offload, "available_bytes", lambda device: free[device.type] + 2 * layer)
+    monkeypatch.setattr(offload, "get_balanced_memory", lambda model, **given: {0: 5 * layer, 1: 2 * layer, "cpu": 0})
+    found = offload._inferred("auto", net, None)
+    held = [sum(sizes.layers.get(name, 0) for name, home in found.items() if home == i) for i in (0, 1)]
+    assert max(held) <= 2 * layer
+    assert {"cpu"} <= set(found.values())
 
 
 def test_a_folder_that_cannot_be_is_refused(tmp_path):

@@ -4,8 +4,7 @@ import pytest
 import torch
 from live_bytes import LiveBytes
 from loading import LOADING
-from tiny import VOCAB, flat, ragged_slice, risk_of, rows_of, tiny_model
-from transformers import AutoModelForCausalLM, LlamaConfig
+from tiny import VOCAB, deep_llama, flat, ragged_slice, risk_of, rows_of, tiny_model
 
 from hesscli.checkpoint import load_checkpoint
 from hesscli.curvature.choice import choose_operator
@@ -162,10 +161,7 @@ def test_a_map_may_leave_out_some_layers_and_keep_others(pair, name, away):
 
 def held_by_a_product(folder, *, resident):
     """Bytes above the resident weights while a product runs with two layers on disk, and the bytes of a layer."""
-    torch.manual_seed(0)
-    wide = {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 2, "num_key_value_heads": 2}
-    config = LlamaConfig(vocab_size=VOCAB, **wide, num_hidden_layers=resident + 2, initializer_range=0.1)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder / str(resident))
+    deep_llama(resident + 2).save_pretrained(folder / str(resident))
     device_map = {"": "cpu", "model.layers.0": "disk", f"model.layers.{resident + 1}": "disk"}
     given = {**IN_FILES, "device_map": device_map, "offload_dir": str(folder / "off")}
     loaded = load_checkpoint(str(folder / str(resident)), **given)

@@ -3,8 +3,7 @@
 import pytest
 import torch
 from live_bytes import LiveBytes
-from tiny import CONFIGS, VOCAB, flat, ragged_slice, risk_of, rows_of, tiny_model
-from transformers import AutoModelForCausalLM, LlamaConfig
+from tiny import CONFIGS, VOCAB, deep_llama, flat, ragged_slice, risk_of, rows_of, tiny_model
 
 from hesscli.curvature.double_backward import HessianOperator
 from hesscli.curvature.layers.layered import LayeredOperator
@@ -54,11 +53,7 @@ def test_a_gradient_of_selected_parameters_is_that_part_of_the_whole():
 
 def narrow_risk(layers):
     """Of a bfloat16 model most of whose weights are in its layers."""
-    torch.manual_seed(0)
-    wide = {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 2, "num_key_value_heads": 2}
-    config = LlamaConfig(vocab_size=VOCAB, **wide, num_hidden_layers=layers, initializer_range=0.1)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").bfloat16().eval()
-    return risk_of(model, rows_of(torch.arange(8)[None] % VOCAB), 1)
+    return risk_of(deep_llama(layers).bfloat16(), rows_of(torch.arange(8)[None] % VOCAB), 1)
 
 
 def test_narrow_weights_get_a_vector_in_their_dtype_one_layer_at_a_time():

@@ -14,6 +14,7 @@ layer and below, the layer costs less.
 
 from collections.abc import Sequence
 
+from hesscli.curvature.layers.layered_risk import LayeredRisk
 from hesscli.curvature.layers.push_layer import LayerPush
 from hesscli.curvature.layers.stack import Stack
 from hesscli.curvature.layers.sweep import Sweep
@@ -34,8 +35,13 @@ class LayeredOperator:
         self, risk: EmpiricalRisk, stack: Stack, curvature: ScoreCurvature | None = None, *, forward_mode: bool = True
     ) -> None:
         self.risk, self._stack, self._curvature = risk, stack, curvature
-        # Through layers, and through the head. Forward mode costs less and is given up where an operation has none.
-        self._pushes = LayerPush(forward_mode=forward_mode), LayerPush(forward_mode=forward_mode)
+        # Through layers, and through the head. Forward mode costs less and is given up where an operation has none. A
+        # head may weigh more than a layer: where vectors lie elsewhere, it has the part of one of them at a time.
+        together = not (isinstance(risk, LayeredRisk) and risk.vectors_elsewhere)
+        self._pushes = (
+            LayerPush(forward_mode=forward_mode),
+            LayerPush(forward_mode=forward_mode, together=together),
+        )
 
     @property
     def space(self) -> ParameterSpace:

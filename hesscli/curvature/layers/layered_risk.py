@@ -26,14 +26,20 @@ class FetchedResidence(Residence, Protocol):
     def space(self) -> ParameterSpace:
         """Vectors that lie where this residence reads parts from and adds results to."""
 
+    @property
+    def vectors_elsewhere(self) -> bool:
+        """Whether an accelerator computes and vectors lie on the host."""
+
     def displaced(self, v: ParameterVector, alpha: float) -> AbstractContextManager[None]:
         """For the block weights are theta + alpha v; nothing is written. After it they are the same bit for bit."""
 
-    def changed(self, change: Callable[[int, torch.Tensor], torch.Tensor]) -> AbstractContextManager[None]:
-        """For the block weights are what `change` makes of a place and the weight there, likewise."""
+    def changed(
+        self, change: Callable[[int, torch.Tensor, slice | None], torch.Tensor]
+    ) -> AbstractContextManager[None]:
+        """For the block weights are what `change` makes of a place, the weight there, and its rows if not all."""
 
-    def widened(self) -> AbstractContextManager[None]:
-        """For the block weights narrower than float32 are float32."""
+    def widened(self, dtype: torch.dtype) -> AbstractContextManager[None]:
+        """For the block weights narrower than `dtype` are in it."""
 
     def weight(self, place: int) -> torch.Tensor:
         """A selected weight, whole."""
@@ -65,24 +71,15 @@ class LayeredRisk(EmpiricalRisk):
         self.space, self.residence = residence.space, residence
         self._fetched = residence
 
-    def on(self, batches: Sequence[Batch]) -> "LayeredRisk":
-        """The same model, parameters and residence on other batches."""
-        other = LayeredRisk(
-            self.model,
-            batches,
-            names=self.space.names,
-            parameters=self.parameters,
-            input_device=self.input_device,
-            residence=self._fetched,
-        )
-        if "_stack" in self.__dict__:  # to find it again would fetch every layer
-            other.__dict__["_stack"] = self.__dict__["_stack"]
-        return other
-
     @property
     def stack(self) -> Stack:
         """The layers, found by a run of one short row. Raises UnknownStructureError."""
         return self._stack or find_stack(self.first_row(most=LOOKED_AT))
+
+    @property
+    def vectors_elsewhere(self) -> bool:
+        """Whether parts of vectors are brought to a device of less memory than where they lie."""
+        return self._fetched.vectors_elsewhere
 
     def gradient(self) -> ParameterVector:
         """The gradient of the mean loss by a sweep without tangents: 4 units, one vector."""
@@ -108,15 +105,18 @@ class LayeredRisk(EmpiricalRisk):
         if not weights:
             return super().terms(batch)
 
-        def given(place: int, weight: torch.Tensor) -> torch.Tensor:
-            return weights.get(self.space.names[place], weight).to(weight.device)
+        def given(place: int, weight: torch.Tensor, rows: slice | None) -> torch.Tensor:
+            found = weights.get(self.space.names[place])
+            if found is None:
+                return weight
+            return (found if rows is None else found[rows]).to(weight.device)
 
         with self._fetched.changed(given):
             return super().terms(batch)
 
-    def widened(self) -> AbstractContextManager[None]:
-        """For the block weights narrower than float32 are float32, each layer's as it is fetched."""
-        return self._fetched.widened()
+    def widened(self, dtype: torch.dtype) -> AbstractContextManager[None]:
+        """For the block weights narrower than `dtype` are in it, each layer's as it is fetched."""
+        return self._fetched.widened(dtype)
 
     def weight(self, place: int) -> torch.Tensor:
         """A selected weight: one read."""

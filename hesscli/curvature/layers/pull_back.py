@@ -1,12 +1,39 @@
 """First and second derivatives of one piece of a model, from outputs that have a graph back to its leaves."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 Tangents = Sequence[torch.Tensor | None]  # for each vector, None where it is zero
+Turn = Callable[[int | None], None]
+
+
+class Brought(Sequence[torch.Tensor | None]):
+    """Parts of vectors that lie elsewhere: each is brought when it is looked at, and held by who looks at it alone.
+
+    `bring` makes the part of vector k as it is needed; those that are not `moving` are None and are not brought.
+    """
+
+    def __init__(self, bring: Callable[[int], torch.Tensor], moving: Sequence[bool]) -> None:
+        self._bring, self.moving = bring, moving
+
+    def __len__(self) -> int:
+        return len(self.moving)
+
+    def __getitem__(self, k: Any) -> Any:
+        return self._bring(k) if self.moving[k] else None
+
+
+def moves(tangents: Tangents, k: int) -> bool:
+    """Whether there is a tangent for vector k; nothing is brought."""
+    return tangents.moving[k] if isinstance(tangents, Brought) else tangents[k] is not None
+
+
+def moves_any(tangents: Tangents) -> bool:
+    """Whether there is one for any vector."""
+    return any(moves(tangents, k) for k in range(len(tangents)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +48,8 @@ class Piece:
     parameters: Sequence[torch.Tensor]
     tangents: Sequence[Tangents]
     """Of each leaf, activations first."""
+    turn: Turn | None = None
+    """Told whose tangents and results come next, None before a gradient's."""
 
 
 def pull_back(
@@ -32,19 +61,38 @@ def pull_back(
     keep: bool,
     gradient: bool = False,
 ) -> tuple[list[torch.Tensor | None], list[list[torch.Tensor | None]]]:
-    """g_in = J^T g for each leaf, and J^T dg + (dJ)^T g for each vector and leaf.
+    """What `pull_back_in_turn` makes, of all vectors together: holds as many results of each leaf."""
+    q, seconds = pull_back_in_turn(
+        piece, cotangents, d_cotangents, num_vectors=num_vectors, keep=keep, gradient=gradient
+    )
+    return q, list(seconds)
+
+
+def pull_back_in_turn(
+    piece: Piece,
+    cotangents: Sequence[torch.Tensor | None],
+    d_cotangents: Sequence[Tangents],
+    *,
+    num_vectors: int,
+    keep: bool,
+    gradient: bool = False,
+) -> tuple[list[torch.Tensor | None], Iterator[list[torch.Tensor | None]]]:
+    """g_in = J^T g for each leaf, and J^T dg + (dJ)^T g for each leaf, one vector after the other.
 
     With q(x) = J(x)^T g one backward pass through (q, outputs) with weights (dx, dg) gives both terms: q is the
     gradient of g . f, so its Jacobian is symmetric. Cost in units of a product with the piece's weights: 2 for q,
     6 for each vector. `cotangents` and `d_cotangents` are of each output. The graph is freed unless `keep`.
-    J^T g of a parameter is left out where nothing asks for it: neither `gradient` nor a tangent.
+    J^T g of a parameter is left out where nothing asks for it: neither `gradient` nor a tangent. The second is to be
+    taken to its end; it holds one vector's tangents and results at a time.
     """
     leaves = [*piece.activations, *piece.parameters]
-    moving = [any(t is not None for t in per_leaf) for per_leaf in piece.tangents]
+    moving = [moves_any(per_leaf) for per_leaf in piece.tangents]
     wanted = [i for i in range(len(leaves)) if gradient or moving[i] or i < len(piece.activations)]
     pairs = zip(piece.outputs, cotangents, strict=True)
     given = [(out, g) for out, g in pairs if g is not None and out.requires_grad]
     q: dict[int, torch.Tensor | None] = {}
+    if piece.turn is not None:
+        piece.turn(None)
     if given and wanted:
         grads = torch.autograd.grad(
             [out for out, _ in given],
@@ -55,16 +103,25 @@ def pull_back(
             allow_unused=True,
         )
         q = dict(zip(wanted, grads, strict=True))
-    seconds = []
-    for k in range(num_vectors):
-        both = [(q_i, piece.tangents[i][k]) for i, q_i in q.items() if q_i is not None]
+
+    def second(k: int) -> list[torch.Tensor | None]:
+        if piece.turn is not None:
+            piece.turn(k)
+        both = [(q_i, piece.tangents[i][k]) for i, q_i in q.items() if q_i is not None and q_i.requires_grad]
         both += [(out, dg[k]) for out, dg in zip(piece.outputs, d_cotangents, strict=True)]
-        seconds.append(_weighted_gradient(both, leaves, keep=keep or k < num_vectors - 1))
-    return [None if (q_i := q.get(i)) is None else q_i.detach() for i in range(len(leaves))], seconds
+        return _weighted_gradient(both, leaves, keep=keep or k < num_vectors - 1)
+
+    first = [None if (q_i := q.get(i)) is None else q_i.detach() for i in range(len(leaves))]
+    return first, map(second, range(num_vectors))
 
 
 def push_forward(
-    output: torch.Tensor, leaves: Sequence[torch.Tensor], tangents: Sequence[Tangents], *, num_vectors: int
+    output: torch.Tensor,
+    leaves: Sequence[torch.Tensor],
+    tangents: Sequence[Tangents],
+    *,
+    num_vectors: int,
+    turn: Turn | None = None,
 ) -> list[torch.Tensor | None]:
     """J dx for each vector, as the derivative of J^T u with respect to u; for pieces that are small.
 
@@ -72,15 +129,20 @@ def push_forward(
     read without a gradient is a constant here, which forward mode would not know.
     """
     u = torch.zeros_like(output, requires_grad=True)
-    moving = [i for i, per_leaf in enumerate(tangents) if any(t is not None for t in per_leaf)]
+    moving = [i for i, per_leaf in enumerate(tangents) if moves_any(per_leaf)]
     if not moving:
         return [None] * num_vectors
+    if turn is not None:
+        turn(None)
     q = torch.autograd.grad(output, [leaves[i] for i in moving], u, create_graph=True, allow_unused=True)
-    pushed = []
-    for k in range(num_vectors):
+
+    def along(k: int) -> torch.Tensor | None:
+        if turn is not None:
+            turn(k)
         pairs = [(q_i, tangents[i][k]) for i, q_i in zip(moving, q, strict=True) if q_i is not None]
-        pushed += _weighted_gradient(pairs, [u], keep=True)
-    return pushed
+        return _weighted_gradient(pairs, [u], keep=True)[0]
+
+    return [along(k) for k in range(num_vectors)]
 
 
 def _weighted_gradient(

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.func import functional_call
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 from hesscli.checkpoint.layers import marked_layers
 from hesscli.curvature.losses import constant_inputs, positions_at_once, scores
+from hesscli.curvature.substituted import run_with
 
 if TYPE_CHECKING:
     from hesscli.curvature.risk import EmpiricalRisk
@@ -71,7 +71,7 @@ class Stack:
 
         with intercepted(self.layers, stop_at_the_end):
             try:
-                functional_call(self.model, weights or {}, kwargs=inputs)
+                run_with(self.model, weights or {}, kwargs=inputs)
             except Reached as reached:
                 last: torch.Tensor = reached.args[0]
                 return last
@@ -113,7 +113,7 @@ class Stack:
         ids = torch.zeros((len(hidden), 1), dtype=torch.long, device=hidden.device)
         with intercepted(self.layers, pass_on):
             inputs = dict.fromkeys(self.token_inputs, ids) | constant_inputs(self.model)
-            return scores(lambda **given: functional_call(self.model, weights or {}, kwargs=given), inputs).squeeze(1)
+            return scores(lambda **given: run_with(self.model, weights or {}, kwargs=given), inputs).squeeze(1)
 
 
 def find_stack(row: "EmpiricalRisk") -> Stack:
@@ -165,7 +165,7 @@ def _takes_tokens_alone(stack: Stack, last: torch.Tensor, whole: torch.Tensor) -
     if last.dim() != 3 or last.shape[:2] != whole.shape[:2] or last.shape[1] == 1 or not bool(whole.isfinite().all()):
         return False
     try:
-        again = stack.head(last.flatten(0, 1))
+        again = stack.head(last.flatten(0, 1)).to(whole.device)  # scores of a run come to the device of its inputs
     except torch.OutOfMemoryError:
         raise
     except Exception:  # the model's own code, on inputs that it was not written for

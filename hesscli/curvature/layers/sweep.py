@@ -1,23 +1,24 @@
 """One batch's product, forward and back over the calls of a model's layers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
-from torch.func import functional_call
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from torch.utils.weak import TensorWeakRef, WeakIdKeyDictionary
 
-from hesscli.curvature.layers.pull_back import Piece, Tangents, pull_back, push_forward, reached
+from hesscli.curvature.layers.divided import GATE, divided_in
+from hesscli.curvature.layers.pull_back import Brought, Piece, Tangents, Turn, pull_back_in_turn, push_forward, reached
 from hesscli.curvature.layers.push_layer import LayerPush, Own, Weights, float_places
 from hesscli.curvature.layers.residence import Leaves
 from hesscli.curvature.layers.stack import Forward, Reached, Stack, intercepted
 from hesscli.curvature.losses import cross_entropy, scores
 from hesscli.curvature.risk import EmpiricalRisk
 from hesscli.curvature.score_curvature import ScoreCurvature, curve, curve_all
+from hesscli.curvature.substituted import run_with
 from hesscli.data.slice import IGNORED, Batch
 from hesscli.linalg.space import ParameterVector
 
@@ -49,7 +50,7 @@ class Call:
             leaves[place] = value
         args, kwargs = tree_unflatten(leaves, self.spec)
         own = {f"layer.{name}": weight for name, weight in weights.items()}
-        return functional_call(_Bare(self.layer), own, args, kwargs)
+        return run_with(_Bare(self.layer), own, args, kwargs)
 
 
 class _Bare(nn.Module):
@@ -87,10 +88,9 @@ class Sweep:
         self._totals, self._gradient, self._outside = totals, gradient, outside
         # A part that is zero is left out, and so is what would be computed for it.
         self._moving = self._residence.moving(vs)
-        self._place: dict[int, int] = {}  # by id, of the leaves that are open
-        # By place: the vectors' parts as leaves need them, made when first asked for. A layer's go when it closes.
-        self._along: dict[int, Tangents] = {}
-        self._place.update((id(leaf), place) for place, leaf in outside.values())
+        # By id, of the leaves that are open.
+        self._place: dict[int, int] = {id(leaf): place for place, leaf in outside.values()}
+        self._gates: set[int] = set()  # by id, of what stands for weights that come a portion at a time
         self._still: Tangents = [None] * len(vs)
         self._calls: list[Call] = []
         self._returned: list[TensorWeakRef] = []
@@ -132,7 +132,12 @@ class Sweep:
         self._calls.append(call)
         with self._opened(layer) as own:
             out, tangents = self._push_layer(
-                call.run, call.inputs, self._all(call.inputs), own, num_vectors=len(self._still)
+                call.run,
+                call.inputs,
+                self._all(call.inputs),
+                own,
+                num_vectors=len(self._still),
+                turn=_turning(layer, collecting=False),
             )
         returned, spec = tree_flatten(out)
         for i, pushed in zip(float_places(returned), tangents, strict=True):
@@ -150,21 +155,43 @@ class Sweep:
         with self._residence.layer(layer) as leaves:
             unknown = [leaf for _, leaf in leaves.values() if id(leaf) not in self._place]
             self._place.update((id(leaf), place) for place, leaf in leaves.values())
-            fresh = [place for place, _ in leaves.values() if place not in self._along]
+            own: Own = {name: (leaf, self._parts(place)) for name, (place, leaf) in leaves.items()}
+            divided = divided_in(layer)
+            for name, module in divided.items():
+                module.vectors = self
+                if module.places:
+                    own[f"{name}.{GATE}"] = module.gate, self._reached(module.gate, module.places.values())
+                    self._gates.add(id(module.gate))
             try:
-                yield {name: (leaf, self._parts(place)) for name, (place, leaf) in leaves.items()}
+                yield own
             finally:
+                for module in divided.values():
+                    module.vectors, module.turn, module.collecting = None, None, False
                 for leaf in unknown:
                     del self._place[id(leaf)]
-                for place in fresh:
-                    self._along.pop(place, None)
 
     def _parts(self, place: int) -> Tangents:
-        """Of each vector the part, whole and in the weight's dtype where it is used, which may be a copy."""
-        if place not in self._along:
-            moves = zip(self._vs, self._moving[place], strict=True)
-            self._along[place] = [self._residence.whole(place, v[place]) if moving else None for v, moving in moves]
-        return self._along[place]
+        """Of each vector the part, whole and in the weight's dtype where it is used: a copy for each use, or none."""
+        return Brought(lambda k: self._residence.whole(place, self._vs[k][place]), self._moving[place])
+
+    def _reached(self, gate: torch.Tensor, places: Iterable[int]) -> Tangents:
+        """Of each vector whether it moves one of these places, as a tangent of the gate before them."""
+        one = torch.ones_like(gate, requires_grad=False)
+        moving = [any(self._moving[place][k] for place in places) for k in range(len(self._vs))]
+        return [one if moves else None for moves in moving]
+
+    def along(self, place: int, rows: slice | None, k: int) -> torch.Tensor | None:
+        """These rows of vector k's part, as their weight needs them; None where the part is zero."""
+        if not self._moving[place][k]:
+            return None
+        part = self._vs[k][place]
+        return self._residence.whole(place, part if rows is None else part[rows])
+
+    def collect(self, place: int, rows: slice | None, k: int | None, product: torch.Tensor) -> None:
+        """Add to these rows of the k-th result's part; None is the gradient, where there is one."""
+        total = self._gradient if k is None else self._totals[k]
+        if total is not None:
+            self._residence.add(place, total[place] if rows is None else total[place][rows], product)
 
     def _all(self, tensors: Sequence[torch.Tensor]) -> list[Tangents]:
         return [self._parts(self._place[id(x)]) if id(x) in self._place else self._tangents[x] for x in tensors]
@@ -187,7 +214,9 @@ class Sweep:
                 leaves, _ = tree_flatten(call.run(values, {}))
                 made = [leaves[i] for i in float_places(leaves)]
                 own = [p for p, _ in opened.values()]
-                piece = Piece([made[i] for i in reached], values, own, self._all([*call.inputs, *own]))
+                tangents = [*self._all(call.inputs), *(t for _, t in opened.values())]
+                turn = _turning(call.layer, collecting=True)
+                piece = Piece([made[i] for i in reached], values, own, tangents, turn)
                 del leaves, made, opened, own
                 self._pull(piece, call.inputs, [self._taken(call.outputs[i]()) for i in reached], keep=False)
                 del piece
@@ -206,30 +235,45 @@ class Sweep:
 
     def _pull(self, piece: Piece, targets: Sequence[torch.Tensor], given: Sequence[_Cotangent], *, keep: bool) -> None:
         """Through a piece, and add what comes out to `targets`, which its activations stand for, and to the totals."""
-        q, seconds = pull_back(
+        cotangents = [g for g, _ in given], [dgs for _, dgs in given]
+        for i, (g, dgs) in enumerate(self._pulled(piece, *cotangents, keep=keep)):
+            x = targets[i]
+            if id(x) in self._place:
+                results = [] if self._gradient is None else [(self._gradient, g)]
+                for total, product in [*results, *zip(self._totals, dgs, strict=True)]:
+                    self._collect([x], total, [product])
+            elif g is not None or any(dg is not None for dg in dgs):
+                _, old, d_old = self._cotangents.get(id(x), (x, None, self._still))
+                self._cotangents[id(x)] = x, _sum(old, g), [_sum(a, b) for a, b in zip(d_old, dgs, strict=True)]
+
+    def _pulled(
+        self, piece: Piece, cotangents: Sequence[torch.Tensor | None], d_cotangents: Sequence[Tangents], *, keep: bool
+    ) -> list[_Cotangent]:
+        """Through a piece; what comes out for parameters is added up as it is made, the rest returned."""
+        q, seconds = pull_back_in_turn(
             piece,
-            [g for g, _ in given],
-            [dgs for _, dgs in given],
+            cotangents,
+            d_cotangents,
             num_vectors=len(self._still),
             keep=keep,
             gradient=self._gradient is not None,
         )
-        for i, x in enumerate(targets):
-            dgs = [second[i] for second in seconds]
-            if id(x) in self._place:
-                self._collect(x, q[i], dgs)
-            elif q[i] is not None or any(dg is not None for dg in dgs):
-                _, old, d_old = self._cotangents.get(id(x), (x, None, self._still))
-                self._cotangents[id(x)] = x, _sum(old, q[i]), [_sum(a, b) for a, b in zip(d_old, dgs, strict=True)]
-        for i, p in enumerate(piece.parameters, start=len(targets)):
-            self._collect(p, q[i], [second[i] for second in seconds])
+        count = len(piece.activations)
+        if self._gradient is not None:
+            self._collect(piece.parameters, self._gradient, q[count:])
+        back: list[list[torch.Tensor | None]] = [[] for _ in range(count)]
+        for total in self._totals:
+            second = next(seconds)
+            self._collect(piece.parameters, total, second[count:])
+            for dgs, dg in zip(back, second[:count], strict=True):
+                dgs.append(dg)
+            del second  # before the next vector's is made
+        return list(zip(q[:count], back, strict=True))
 
-    def _collect(self, parameter: torch.Tensor, q: torch.Tensor | None, products: Tangents) -> None:
-        place = self._place[id(parameter)]
-        if self._gradient is not None and q is not None:
-            self._residence.add(place, self._gradient[place], q)
-        for total, product in zip(self._totals, products, strict=True):
-            if product is not None:
+    def _collect(self, parameters: Sequence[torch.Tensor], total: ParameterVector, products: Tangents) -> None:
+        for p, product in zip(parameters, products, strict=True):
+            if product is not None and id(p) not in self._gates:
+                place = self._place[id(p)]
                 self._residence.add(place, total[place], product)
 
     def _through_scores(self, found: torch.Tensor, batch: Batch) -> None:
@@ -269,28 +313,30 @@ class Sweep:
                 curved = [None if t is None else curve(self._curvature, batch, chunk, output, t) for t in pushed[0]]
                 output, given = self._stack.head(h), (None, curved)
             piece = Piece([output], [h], [p for p, _ in own.values()], [dh, *(t for _, t in own.values())])
-            q, seconds = pull_back(
-                piece,
-                [given[0]],
-                [given[1]],
-                num_vectors=len(along),
-                keep=False,
-                gradient=self._gradient is not None,
-            )
-            for part, found in zip(parts, [q[0], *(second[0] for second in seconds)], strict=True):
+            ((g, dgs),) = self._pulled(piece, [given[0]], [given[1]], keep=False)
+            for part, found in zip(parts, [g, *dgs], strict=True):
                 if found is not None:
                     part[chunk] = found
-            for i, (p, _) in enumerate(own.values(), start=1):
-                self._collect(p, q[i], [second[i] for second in seconds])
         if last.requires_grad:
-            g, *dgs = [part.view_as(last) for part in parts]
-            self._cotangents[id(last)] = last, None if self._curvature else g, dgs
+            first, *others = [part.view_as(last) for part in parts]
+            self._cotangents[id(last)] = last, None if self._curvature else first, others
 
     def _head_parameters(self, hidden: torch.Tensor) -> Own:
         """Those that the head reads where a gradient sees it; forward mode would see more."""
         moving = reached([self._stack.head(hidden[:1])])
         named = self._outside.items()
         return {name: (leaf, self._parts(place)) for name, (place, leaf) in named if id(leaf) in moving}
+
+
+def _turning(layer: nn.Module, *, collecting: bool) -> Turn | None:
+    """Tells the modules of a layer whose weights come a portion at a time whose turn it is; None without any."""
+    divided = list(divided_in(layer).values())
+
+    def turn(k: int | None) -> None:
+        for module in divided:
+            module.turn, module.collecting = k, collecting
+
+    return turn if divided else None
 
 
 def _sum(a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor | None:

@@ -1,4 +1,4 @@
-"""Weights that are narrower than float32, widened for a while: what a product in wider arithmetic computes with."""
+"""Weights in a wider dtype for a while: what a product in wider arithmetic computes with."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -6,18 +6,18 @@ from contextlib import contextmanager
 import torch
 
 
-def widened(x: torch.Tensor) -> torch.Tensor:
-    """The same numbers in float32; x itself where it is as wide, or holds integers."""
-    return x.to(torch.promote_types(x.dtype, torch.float32)) if x.is_floating_point() else x
+def widened(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The same numbers in `dtype`; x itself where it is as wide, or holds integers."""
+    return x.to(torch.promote_types(x.dtype, dtype)) if x.is_floating_point() else x
 
 
 @contextmanager
-def in_float32(tensors: Iterable[torch.Tensor]) -> Iterator[None]:
-    """For the block these parameters and buffers hold copies in float32; after it they hold what they held."""
+def held_in(dtype: torch.dtype, tensors: Iterable[torch.Tensor]) -> Iterator[None]:
+    """For the block these parameters and buffers hold copies in `dtype`; after it they hold what they held."""
     kept = [(x, x.data) for x in tensors]
     try:
         for x, data in kept:
-            x.data = widened(data)
+            x.data = widened(data, dtype)
         yield
     finally:
         for x, data in kept:
