@@ -14,6 +14,7 @@ GEMMA = {**GROUPED, "sliding_window": WINDOW, "query_pre_attn_scalar": 4}
 NOT_SMOOTH = {
     "opt",
     "nemotron",
+    "persimmon",
     "apertus",
     "ctrl",
     "rwkv",

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from tiny import VOCAB, risk_of, rows_of, tiny_model, tiny_opt
+from breadth.subjects import SUBJECTS
+from breadth.test_breadth import risk_on
+from tiny import VOCAB, ragged_slice, risk_of, rows_of, tiny_model, tiny_opt
 
 from hesscli.curvature.differences.finite_difference import FiniteDifferenceOperator
-from hesscli.curvature.differences.kinks import find_kinks, has_experts
+from hesscli.curvature.differences.kinks import find_kinks, has_experts, kinks_by_name
 
 
 def opt(activation):
@@ -22,15 +24,23 @@ def test_kinks_show_in_the_numbers(activation, codes):
 
 
 def test_kinks_are_found_by_module_and_by_config():
-    assert [w.code for w in find_kinks(opt("relu").model)] == ["kinks"]
-    assert "ReLU" in find_kinks(opt("relu").model)[0].text
-    assert find_kinks(opt("gelu").model) == []
+    assert [w.code for w in find_kinks(opt("relu"))] == ["kinks"]
+    assert "ReLU" in find_kinks(opt("relu"))[0].text
+    assert find_kinks(opt("gelu")) == []
     called_without_a_module = opt("gelu").model
     called_without_a_module.config.activation_function = "relu"
-    assert [w.code for w in find_kinks(called_without_a_module)] == ["kinks"]
-    assert find_kinks(tiny_model("mixtral")) == []
-    assert find_kinks(tiny_model("llama")) == []
-    assert [w.code for w in find_kinks(torch.nn.Sequential(torch.nn.LeakyReLU()))] == ["kinks"]
+    assert [w.code for w in kinks_by_name(called_without_a_module)] == ["kinks"]
+    for name in ("mixtral", "llama"):
+        assert find_kinks(risk_of(tiny_model(name), ragged_slice(), 2)) == []
+    assert [w.code for w in kinks_by_name(torch.nn.Sequential(torch.nn.LeakyReLU()))] == ["kinks"]
+
+
+def test_kinks_that_nothing_names_are_found_where_they_run():
+    # RWKV squares torch.relu: no module, and no word of it in the config.
+    model, batch = SUBJECTS["rwkv"].build(), SUBJECTS["rwkv"].batch()
+    assert kinks_by_name(model) == []
+    (warning,) = find_kinks(risk_on(model, batch))
+    assert warning.text.startswith("relu: ")
 
 
 def test_experts_are_found_by_the_config_and_by_the_name_of_a_module():

@@ -53,6 +53,8 @@ def test_central_differences_on_a_trained_model(demo):
         error = relative(flat(found.product), truth)
         assert error <= 1e-3, name
         assert error / 3 <= found.error <= 3 * error, name
+        (nearer,) = operator.errors_along([v])
+        assert error / 2 <= nearer <= 2 * error, name
         worst = max(worst, error)
     assert worst / 3 <= operator.error_estimate <= 3 * worst
     assert operator.steps[1] > 50 * operator.steps[0]

@@ -1,13 +1,15 @@
 """What is asked of weights that are fetched layer by layer before a product of theirs is taken."""
 
 import pytest
+import torch
 from once import Once
 from test_offload import pair  # noqa: F401 - a fixture
 from tiny import flat, ragged_slice, risk_of, tiny_model
 
 from hesscli.curvature.choice import choose_operator
 from hesscli.curvature.differences.displaced import DisplacedGradient
-from hesscli.curvature.trust.rounding import rounding_error
+from hesscli.curvature.trust.float64 import Float64Errors
+from hesscli.curvature.trust.rounding import Float32Errors, rounding_error
 from hesscli.curvature.trust.soundness import fetched_stack
 from hesscli.errors import UsageError
 
@@ -45,6 +47,30 @@ def test_what_narrow_weights_do_is_measured_where_they_are_fetched_as_in_memory(
     narrow = choose_operator(fetched, kind=kind, product="layered", seed=0).operator.matvec(v)
     again = choose_operator(whole, kind=kind, product="layered", seed=0).operator.matvec(v)
     assert (flat(narrow) == flat(again)).all()  # and the weights are as narrow as they were
+
+
+@pytest.mark.parametrize("kind", ["hessian", "ggn", "fisher", "empirical-fisher"])
+def test_float64_is_asked_of_fetched_weights_one_layer_at_a_time(pair, kind):  # noqa: F811
+    whole, fetched = pair("qwen3")
+    vectors, found = [whole.space.random("gaussian", seed=1, index=i) for i in range(2)], []
+    for risk in (fetched, whole):
+        operator = choose_operator(risk, kind=kind, product="layered", seed=0).operator
+        found += Float64Errors(operator, risk, kind, 0).along(vectors)
+        assert {p.dtype for p in risk.model.parameters()} == {torch.float32}
+    assert found[:2] == pytest.approx(found[2:], rel=0.3)
+    assert min(found) > 3e-8
+    assert max(found) < 3e-6
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_layers_are_not_widened_beyond_what_the_user_gave(pair, dtype):  # noqa: F811
+    _, fetched = pair("qwen3", dtype=dtype)
+    operator = choose_operator(fetched, kind="hessian", product="layered", seed=0).operator
+    errors = Float64Errors if dtype == "float32" else Float32Errors
+    v = fetched.space.random("gaussian", seed=1, index=0)
+    for limit, measured in ((1 << 30, True), (1 << 10, False)):
+        asked = errors(operator, fetched, "hessian", 0, {torch.device("cpu"): limit})
+        assert (asked.along([v]) is not None) == measured
 
 
 def test_choices_of_experts_are_counted_on_fetched_weights_as_in_memory(pair):  # noqa: F811

@@ -11,8 +11,13 @@ from hesscli.curvature.choice import choose_operator
 from hesscli.curvature.double_backward import HessianOperator
 from hesscli.curvature.risk import EmpiricalRisk
 from hesscli.curvature.symmetries import find_symmetry
-from hesscli.curvature.trust.rounding import check_rounding, is_narrow, rounding_error
+from hesscli.curvature.trust.float64 import Float64Errors
+from hesscli.curvature.trust.preflight import Preflight
+from hesscli.curvature.trust.product_errors import Rounding
+from hesscli.curvature.trust.rounding import Float32Errors, check_rounding, is_narrow, rounding_error
 from hesscli.errors import UntrustworthyError
+
+PASSED = Preflight(0.0, 0.0, 0.0, None, None, None)
 
 
 def relative(a, b):
@@ -60,16 +65,37 @@ def test_a_trained_model_is_refused_where_its_symmetries_see_nothing():
     seen = relative(flat(operator.matvec(symmetry.direction(risk))), flat(symmetry.answer(risk, gradient)))
     v = risk.space.random("gaussian", seed=9, index=0)
     true = relative(flat(operator.matvec(v)), flat(exact.matvec(v)))
-    error = rounding_error(operator, risk, kind="hessian", seed=0)
+    found = Float32Errors(operator, risk, "hessian", 0).sampled()
     assert true > 3 * seen
-    assert true / 3 < error < 3 * true
-    with pytest.raises(UntrustworthyError, match=r"rounding error of the product is .*; use --dtype float32"):
-        check_rounding(error)
+    assert true / 3 < found.random < 3 * true
+    remedy = r"use --dtype float32, or --product finite-difference, which computes in it$"
+    with pytest.raises(UntrustworthyError, match=rf"rounding error of the product is .*; {remedy}") as caught:
+        check_rounding(PASSED, found, differences=True)
+    assert (caught.value.found.rounding, caught.value.found.rounding_at_ends) == (found.random, found.ends)
 
 
 def test_what_cannot_be_measured_is_said(monkeypatch):
     risk = risk_of(tiny_model("llama").bfloat16(), ragged_slice(), 3)
     monkeypatch.setattr("hesscli.curvature.trust.wide.available_bytes", lambda _device: 100)
     assert rounding_error(HessianOperator(risk, keep_graph=False), risk, kind="hessian", seed=0) is None
-    assert "could not be measured" in check_rounding(None)[0].text
-    assert "off by 0.01 " in check_rounding(0.01)[0].text
+    found, warning = check_rounding(PASSED, None, differences=True)
+    assert found == PASSED
+    assert "could not be measured" in warning.text
+    found, warning = check_rounding(PASSED, Rounding(0.01, 0.02, 0.03), differences=True)
+    assert (found.noise, found.noise_at_ends) == (0.01, 0.02)
+    assert "off by up to 0.03 " in warning.text
+
+
+def test_differences_are_no_remedy_where_they_are_refused():
+    _, warning = check_rounding(PASSED, Rounding(0.01, 0.01, 0.01), differences=False)
+    assert warning.text.endswith("use --dtype float32")
+
+
+@pytest.mark.parametrize(("errors", "dtype"), [(Float32Errors, torch.bfloat16), (Float64Errors, torch.float32)])
+def test_a_copy_in_a_wider_dtype_stays_within_what_the_user_gave(errors, dtype):
+    risk = risk_of(tiny_model("llama").to(dtype), ragged_slice(), 3)
+    operator, v = HessianOperator(risk, keep_graph=False), risk.space.random("gaussian", seed=1, index=0)
+    weights = risk.space.dimension * dtype.itemsize
+    for limit, measured in ((64 * weights, True), (4 * weights, False)):
+        asked = errors(operator, risk, "hessian", 0, {torch.device("cpu"): limit})
+        assert (asked.along([v]) is not None) == measured

@@ -217,10 +217,10 @@ def test_kinks_in_the_loss_refuse_no_exact_product():
     model = tiny_model("llama")
     for layer in model.model.layers:
         layer.mlp.act_fn = torch.nn.ReLU()
-    risk = risk_of(model, ragged_slice(), 5)
-    operator = Broken(HessianOperator(risk, keep_graph=True), divided_by_another_number)
     only = risk_of(model, ragged_slice(), 5, only=lambda n: "embed" in n)  # without a known answer
     assert checked(HessianOperator(only, keep_graph=True), only).known_answer is None
+    risk = risk_of(model, ragged_slice(), 5)
+    operator = Broken(HessianOperator(risk, keep_graph=True), divided_by_another_number)
     with pytest.raises(UntrustworthyError, match="known-answer"):
         checked(operator, risk)
 
@@ -272,13 +272,13 @@ def test_partition_by_module_and_by_parameter_covers_everything_once():
 
 def test_globs_take_and_leave():
     model = tiny_model("llama")
-    chosen = select_parameters(model, params=["model.layers.*"], exclude=["*norm*", "*mlp*"])
+    chosen = select_parameters(model, params=["model.layers.*"], exclude=["*norm*", "*mlp*"], adapter=())
     assert chosen
     assert all("self_attn" in name for name in chosen)
 
 
 def test_a_tied_embedding_stands_once():
-    names = list(select_parameters(tiny_model("qwen3"), params=["*"], exclude=[]))
+    names = list(select_parameters(tiny_model("qwen3"), params=["*"], exclude=[], adapter=()))
     assert names.count("model.embed_tokens.weight") == 1
     assert "lm_head.weight" not in names
 
@@ -293,4 +293,4 @@ def test_a_tied_embedding_stands_once():
 )
 def test_globs_that_match_nothing_are_refused(params, exclude, word):
     with pytest.raises(UsageError, match=word):
-        select_parameters(tiny_model("llama"), params=params, exclude=exclude)
+        select_parameters(tiny_model("llama"), params=params, exclude=exclude, adapter=())

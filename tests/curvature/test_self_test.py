@@ -7,11 +7,12 @@ from tiny import CONFIGS, flat, ragged_slice, risk_of, tiny_model
 from trained import trained_risk
 from wide import float64_product
 
+from hesscli.curvature.choice import choose_operator
 from hesscli.curvature.double_backward import HessianOperator
 from hesscli.curvature.layers.layered import LayeredOperator
 from hesscli.curvature.layers.stack import find_stack
 from hesscli.curvature.symmetries import find_symmetry
-from hesscli.curvature.trust.float64 import with_float64
+from hesscli.curvature.trust.float64 import Float64Errors
 from hesscli.curvature.trust.preflight import Preflight, check_product
 from hesscli.curvature.trust.wide import float64_throughout, widened
 
@@ -115,7 +116,7 @@ def test_on_a_trained_model_float64_shows_what_the_symmetries_do_not(layered):
     product = LayeredOperator(risk, find_stack(risk.first_row())) if layered else HessianOperator(risk, keep_graph=True)
     gradient = risk.gradient()
     found = check_product(product, risk, loss=risk.loss(), gradient=gradient, semi_definite=False, seed=0)
-    better = with_float64(found, risk, kind="hessian", seed=0)
+    better = Float64Errors(product, risk, "hessian", 0).preflight(found)
     wide = HessianOperator(widened(risk, risk.batches, torch.float64), keep_graph=False)
 
     def truth(v):
@@ -136,14 +137,17 @@ def test_what_float64_cannot_be_asked_of_is_left_as_it_was(left_out, monkeypatch
     else:
         risk = risk_of(tiny_model("gpt2").double(), ragged_slice(), 5)
     found = Preflight(1e-8, 0.0, 1e-8, 1e-7, None, None)
-    assert with_float64(found, risk, kind="hessian", seed=0) == found
+    asked = Float64Errors(HessianOperator(risk, keep_graph=False), risk, "hessian", 0)
+    assert asked.preflight(found) == found
+    assert asked.along([risk.gradient()]) is None
     assert found.noise == 2e-7  # other vectors are guessed
 
 
 @pytest.mark.parametrize("kind", ["hessian", "ggn", "fisher", "empirical-fisher"])
 def test_float64_is_asked_of_every_matrix(kind):
     risk = risk_of(tiny_model("llama"), ragged_slice(), 2)
-    found = with_float64(Preflight(0.0, 0.0, 0.0, None, None, None), risk, kind=kind, seed=0)
+    operator = choose_operator(risk, kind=kind, product="auto", seed=0).operator
+    found = Float64Errors(operator, risk, kind, 0).preflight(Preflight(0.0, 0.0, 0.0, None, None, None))
     assert 3e-8 < found.rounding < 3e-6
     assert {p.dtype for p in risk.model.parameters()} == {torch.float32}
 

@@ -1,6 +1,6 @@
 """Self-tests of a product before anything is built on it; the figures go into the report and its intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 from hesscli.curvature.differences.kinks import find_kinks
 from hesscli.curvature.risk import EmpiricalRisk, LossValue
 from hesscli.curvature.symmetries import find_symmetry
+from hesscli.curvature.trust.derivatives import FAULTY
 from hesscli.curvature.trust.line import Mismatch, mismatch_along
 from hesscli.curvature.trust.loss_checks import check_loss
 from hesscli.errors import UntrustworthyError
@@ -32,7 +33,7 @@ _REASONS = {
         "the gradient against the loss",
         "something is not differentiated; leave its parameters out by --exclude",
     ),
-    "curvature": ("the product against the loss", "it is not the Hessian of this loss; use another --product"),
+    "curvature": ("the product against the loss", "it is not the matrix of this loss; use another --product"),
 }
 
 
@@ -51,12 +52,16 @@ class Preflight:
     slope: float | None
     """g.u against a difference of the loss alone, over ||g|| / sqrt(n) if longer; None where rounding hides it."""
     curvature: float | None
-    """u.Hu against a second difference of the loss alone, over ||Hu|| / sqrt(n) if longer; not of a GGN or Fisher."""
+    """u.Hu against a second difference of the loss alone, over ||Hu|| / sqrt(n) if longer. In float64 the product
+    itself against a difference of gradients, a GGN or Fisher matrix's u.Gu against differences of the scores."""
     rounding: float | None = None
-    """||Hv - Hv in a wider dtype|| / ||Hv||: float32 with narrow weights, float64 on a few short rows with others.
+    """||Hv - Hv in a wider dtype|| / ||Hv|| over random v, root mean square: float32 with narrow weights, float64 on a
+    few short rows with others.
 
     None of differences, which estimate their errors one by one, and where it was not measured.
     """
+    rounding_at_ends: float | None = None
+    """The same along vectors that lean to the ends of the spectrum."""
     known_size: float = 1.0
     """The length of the known product over that of a random vector's, where it is shorter; both vectors of length 1."""
     differences: bool = False
@@ -64,13 +69,18 @@ class Preflight:
 
     @property
     def noise(self) -> float:
-        """The relative noise floor that every interval of the run is widened by.
+        """The relative error of products of random vectors, which intervals are widened by.
 
         Differences of the loss have errors of 1e-2 of their own: they find faults and measure no noise.
         """
         elsewhere = self.differences or self.rounding is not None  # other vectors are measured by themselves
         known = (self.known_size if elsewhere else _ELSEWHERE) * (self.known_answer or 0.0)
         return max(self.symmetry, self.repeat, self.linearity, known, self.rounding or 0.0)
+
+    @property
+    def noise_at_ends(self) -> float:
+        """The same where figures are of the ends of the spectrum too."""
+        return max(self.noise, self.rounding_at_ends or 0.0)
 
 
 class RefusedProductError(UntrustworthyError):
@@ -113,7 +123,7 @@ def check_product(
         )
     line = _against_the_loss(risk, [(u, hu), (v, hv)], loss, gradient, semi_definite=semi_definite)
     if norm_u == 0 and norm_v == 0:
-        return _accepted(Preflight(0.0, 0.0, 0.0, None, line.slope, line.curvature), risk)
+        return accepted(Preflight(0.0, 0.0, 0.0, None, line.slope, line.curvature), risk)
     skew = abs(space.inner(u, hv) - space.inner(v, hu)) * float(np.sqrt(space.dimension))
     again = operator.matvec(v)
     space.axpy(-1.0, hv, again)
@@ -129,19 +139,26 @@ def check_product(
     known, size = _known_answer_error(operator, risk, gradient, typical, semi_definite=semi_definite, seed=seed)
     symmetry = skew / float(np.hypot(norm_u, norm_v))
     found = Preflight(symmetry, repeat, linearity, known, line.slope, line.curvature)
-    return _accepted(replace(found, known_size=min(1.0, size / typical)), risk)
+    return accepted(replace(found, known_size=min(1.0, size / typical)), risk)
 
 
-def _accepted(found: Preflight, risk: EmpiricalRisk) -> Preflight:
-    smooth = not find_kinks(risk.model)  # a difference counts the kinks that it crosses, exact derivatives do not
+def accepted(found: Preflight, risk: EmpiricalRisk, *, in_float64: Collection[str] = ()) -> Preflight:
+    """The same, where every error is below what is let pass.
+
+    `in_float64`: which of slope and curvature were decided there, where a fault shows that is far smaller, and where
+    kinks are no matter. Raises RefusedProductError.
+    """
     narrow = any(p.dtype != torch.promote_types(p.dtype, torch.float32) for p in risk.model.parameters())
-    for name in ("repeat", "linearity", "symmetry", "known_answer", *(("slope", "curvature") if smooth else ())):
-        error = getattr(found, name) or 0.0
+    rounding = () if narrow else ("rounding", "rounding_at_ends")
+    for name in ("repeat", "linearity", "symmetry", "known_answer", "slope", "curvature", *rounding):
+        error, limit = getattr(found, name) or 0.0, FAULTY if name in in_float64 else LARGEST_ERROR
         if name == "known_answer" and narrow:  # as much as it is of other products: their own error is measured next
             error *= found.known_size
-        if error > LARGEST_ERROR:
+        if error > limit:
+            if name in _REASONS and name not in in_float64 and find_kinks(risk):
+                continue  # a difference counts the kinks that it crosses, exact derivatives do not
             what, remedy = _REASONS.get(name, _NOISE)
-            text = f"{name.replace('_', '-')} error of {what} is {error:.2g}, above {LARGEST_ERROR}"
+            text = f"{name.replace('_', '-')} error of {what} is {error:.2g}, above {limit}"
             raise RefusedProductError("preflight", text, remedy, found)
     return found
 
