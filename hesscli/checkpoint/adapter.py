@@ -25,9 +25,29 @@ from hesscli.errors import HessError, UnavailableError, UsageError
 
 _NAME = "default"  # PEFT's own name for the one adapter of a model; it stands in its parameters' names
 _MERGE = "merge the adapter into its base model and give the merged folder"
-# Leaves the norm of the weight out of the gradient (lora/dora.py, after Liu et al. 2024, 4.3); has a backward pass of
-# compressed activations (lora/velora.py).
-_NOT_DERIVED = {"use_dora": "DoRA", "velora_config": "VeLoRA"}
+_ANOTHER = "give an adapter with layers of its own, such as LoRA, or a whole model"
+_NOT_DERIVED = "whose gradient is not the derivative of the loss"
+_NOT_TWICE = "which cannot be derived twice"
+# Without what that hands to each layer the loss is the base model's, or none.
+_NOT_ALONE = "which acts only where PEFT's own wrapper tells it to"
+# Of these, told by a key of the config or by its peft_type, there is no Hessian to be had: why, and what to do.
+_NO_HESSIAN = {
+    "use_dora": ("DoRA", _NOT_DERIVED, _MERGE),  # leaves the norm of the weight out (Liu et al. 2024, 4.3)
+    "velora_config": ("VeLoRA", _NOT_DERIVED, _MERGE),  # compresses what it keeps for the way back
+    "OSF": ("OSF", _NOT_DERIVED, _MERGE),  # projects the gradient
+    "SHIRA": ("SHiRA", _NOT_TWICE, _MERGE),  # adds a sparse tensor
+    "C3A": ("C3A", _NOT_TWICE, _MERGE),  # keeps a copy of its input for the way back: a constant to a second one
+    "alora_invocation_tokens": ("aLoRA", _NOT_ALONE, _ANOTHER),
+    "arrow_config": ("Arrow", _NOT_ALONE, _ANOTHER),
+    "POLY": ("Poly", _NOT_ALONE, _ANOTHER),
+    "XLORA": ("X-LoRA", _NOT_ALONE, _ANOTHER),
+}
+# By PEFT's names, tasks whose heads an adapter brings itself: a base model without one has no such loss.
+_HEADS = {
+    "SEQ_CLS": "sequence-classification",
+    "TOKEN_CLS": "token-classification",
+    "QUESTION_ANS": "question-answering",
+}
 # Beginnings of LoRA that PEFT computes from the weight that they stand beside, when the adapter's layers are made.
 _FROM_BASE = ("pissa", "corda", "olora", "mica", "loftq")
 
@@ -55,42 +75,57 @@ def read_adapter(source: Source, *, allow_pickle: bool) -> Adapter | None:
     if not is_adapter(names):
         return None
     entry = weights_entry(names, id=source.id, allow_pickle=allow_pickle)
-    raw = _read(source.folder / ADAPTER_CONFIG, id=source.id)
+    base, revision = base_of(source.folder, id=source.id)
+    weights = check_weights(source.folder / entry, id=source.id)
+    return Adapter(source.id, source.folder, weights, base, revision)
+
+
+def base_of(folder: Path, *, id: str) -> tuple[str, str | None]:
+    """The base model as the adapter in a folder names it, a hub id or a folder, and its revision.
+
+    Raises:
+        UnavailableError: its config cannot be used, PEFT is not installed, or it is of a kind whose gradient is not
+            the derivative of the loss.
+    """
+    raw = _read(folder / ADAPTER_CONFIG, id=id)
     base = raw.get("base_model_name_or_path")
     if not isinstance(base, str) or not base.strip():
-        what = f"{ADAPTER_CONFIG} of '{source.id}' names no base model"
+        what = f"{ADAPTER_CONFIG} of '{id}' names no base model"
         raise UnavailableError("model", what, "add base_model_name_or_path to it")
-    kind = next((name for key, name in _NOT_DERIVED.items() if raw.get(key)), None)
-    if kind is not None:
-        what = f"'{source.id}' is a {kind} adapter, whose gradient is not the derivative of the loss"
-        raise UnavailableError("model", what, _MERGE)
-    if str(raw.get("peft_type")).upper() == "SHIRA":  # it adds a sparse tensor, which has no second derivative
-        raise UnavailableError("model", f"'{source.id}' is a SHiRA adapter, which cannot be derived twice", _MERGE)
+    said = {key for key, value in raw.items() if value} | {str(raw.get("peft_type")).upper()}
+    for kind, why, remedy in (found for key, found in _NO_HESSIAN.items() if key in said):
+        raise UnavailableError("model", f"'{id}' is an adapter of {kind}, {why}", remedy)
     if str(raw.get("init_lora_weights")).startswith("pissa_niter"):  # PEFT splits the base model anew at each loading
-        what = f"'{source.id}' stands beside a random part of its base model, which cannot be made again"
+        what = f"'{id}' stands beside a random part of its base model, which cannot be made again"
         raise UnavailableError("model", what, "save it with path_initial_model_for_weight_conversion, or merge it")
     if importlib.util.find_spec("peft") is None:
-        what = f"'{source.id}' is an adapter, and peft is not installed"
-        raise UnavailableError("model", what, "pip install 'hess[peft]'")
-    weights = check_weights(source.folder / entry, id=source.id)
-    return Adapter(source.id, source.folder, weights, base, raw.get("revision") or None)
+        raise UnavailableError("model", f"'{id}' is an adapter, and peft is not installed", "pip install 'hess[peft]'")
+    return base, raw.get("revision") or None
 
 
-def find_base(adapter: Adapter, locate: Callable[[Reference], Source]) -> Source:
-    """The folder of the base model, found in the same way as a model that a user names.
+def find_base(base: str, revision: str | None, locate: Callable[[Reference], Source], *, id: str) -> Source:
+    """The folder of the base model of the adapter `id`, found in the same way as a model that a user names.
 
     Raises:
         UnavailableError: it cannot be had, or is itself an adapter.
     """
     try:
-        base = locate(parse(adapter.base, revision=adapter.base_revision))
+        found = locate(parse(base, revision=revision))
     except HessError as error:
-        what = f"the base model of '{adapter.id}' cannot be had: {error.what}"
+        what = f"the base model of '{id}' cannot be had: {error.what}"
         raise UnavailableError("model", what, f"{error.remedy}, or mend {ADAPTER_CONFIG}") from error
-    if is_adapter(names_in(base.folder, id=base.id)):
-        what = f"the base model of '{adapter.id}', '{base.id}', is an adapter too"
+    if is_adapter(names_in(found.folder, id=found.id)):
+        what = f"the base model of '{id}', '{found.id}', is an adapter too"
         raise UnavailableError("model", what, _MERGE)
-    return base
+    return found
+
+
+def check_head(folder: Path, task: str, *, id: str, base: str) -> None:
+    """Raise UnavailableError where the adapter in a folder is for another head than its base model has for `task`."""
+    head = _HEADS.get(str(_read(folder / ADAPTER_CONFIG, id=id).get("task_type")))
+    if head is not None and head != task:
+        what = f"'{id}' was trained for {head}, and its base model '{base}' has the head of {task}"
+        raise UnavailableError("model", what, "merge it into the model with its head, and give the merged folder")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,23 +148,20 @@ def attach(adapter: Adapter, model: PreTrainedModel, reads: Mapping[str, Read]) 
         UnavailableError: it does not fit the model, weights are missing, or it is of a kind without layers of its own.
         UsageError: it is made from weights of the base model that are not in memory.
     """
-    from peft import PeftConfig, inject_adapter_in_model, set_peft_model_state_dict
+    from peft import inject_adapter_in_model, set_peft_model_state_dict
 
     away = {id(p): (p, p.data_ptr(), reads[name]) for name, p in model.named_parameters() if name in reads}
     try:
         with quiet():
-            config: Any = PeftConfig.from_pretrained(str(adapter.folder), local_files_only=True)
+            config = _config(adapter.folder, id=adapter.id)
             _check_made_without_base(config, away, adapter)
-            _check_tokens(config, model, adapter)
-            config.inference_mode = False  # what is trained is told apart by requires_grad
             inject_adapter_in_model(config, model, _NAME)
             left = _left_alone(model, away, adapter)
             outcome = set_peft_model_state_dict(model, _weights(adapter), adapter_name=_NAME)
     except HessError:
         raise
     except Exception as error:  # each kind of adapter fails in its own way
-        what = f"the adapter '{adapter.id}' does not go into {type(model).__name__}: {in_short(error)}"
-        raise UnavailableError("model", what, f"check its base model, or {_MERGE}") from error
+        raise _unsuited(adapter.id, model, error) from error
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     missing, unexpected = sorted(trained.keys() & set(outcome.missing_keys)), sorted(outcome.unexpected_keys)
     if missing or unexpected or not trained:
@@ -137,6 +169,59 @@ def attach(adapter: Adapter, model: PreTrainedModel, reads: Mapping[str, Read]) 
         what = f"the weights of the adapter '{adapter.id}' are not those that its config asks for ({first})"
         raise UnavailableError("weights", what, "check its base model, or save it again")
     return Attached(tuple(trained), left)
+
+
+def attach_bare(folder: Path, model: PreTrainedModel, *, id: str) -> tuple[str, ...]:
+    """Put an adapter's layers into a model on `meta`, without weights; the names of the parameters that it trains.
+
+    Raises UnavailableError where it does not fit the model, or is of a kind without layers of its own.
+    """
+    try:
+        with quiet():
+            config = _config(folder, id=id)
+            if str(getattr(config, "init_lora_weights", None)).lower().startswith(_FROM_BASE):
+                config.init_lora_weights = True  # there is nothing to begin from, and the shapes are the same
+            return attach_again(config, model)
+    except HessError:
+        raise
+    except Exception as error:  # each kind of adapter fails in its own way
+        raise _unsuited(id, model, error) from error
+
+
+def attach_again(config: Any, model: PreTrainedModel) -> tuple[str, ...]:
+    """Put the layers of an adapter with this config of PEFT into a model on `meta`; the names of what it trains.
+
+    Raises what PEFT raises where it does not fit.
+    """
+    from peft import inject_adapter_in_model
+
+    moving = [p for p in model.parameters() if p.requires_grad]
+    with torch.device("meta"):
+        inject_adapter_in_model(config, model, _NAME, low_cpu_mem_usage=True)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for p in trained.values():
+        p.data = p.data.to(model.dtype)
+    for p in moving:
+        p.requires_grad_(True)
+    return tuple(trained)
+
+
+def _config(folder: Path, *, id: str) -> Any:
+    """The adapter's config as PEFT has it, for training: what is trained is told apart by requires_grad."""
+    from peft import PeftConfig
+
+    config: Any = PeftConfig.from_pretrained(str(folder), local_files_only=True)
+    if config.is_prompt_learning or config.is_adaption_prompt:
+        kind = str(getattr(config.peft_type, "value", config.peft_type)).lower().replace("_", " ")
+        what = f"'{id}' is an adapter for {kind}, whose parameters stand before the tokens and in no layer"
+        raise UnavailableError("model", what, _ANOTHER)
+    config.inference_mode = False
+    return config
+
+
+def _unsuited(id: str, model: PreTrainedModel, error: Exception) -> UnavailableError:
+    what = f"the adapter '{id}' does not go into {type(model).__name__}: {in_short(error)}"
+    return UnavailableError("model", what, f"check its base model, or {_MERGE}")
 
 
 _Away = Mapping[int, tuple[nn.Parameter, int, Read]]
@@ -147,14 +232,6 @@ def _check_made_without_base(config: Any, away: _Away, adapter: Adapter) -> None
     if away and (start.startswith(_FROM_BASE) or getattr(config, "kasa_config", None)):
         start = start if start.startswith(_FROM_BASE) else "kasa"
         raise _needs_base(adapter, f"which began as '{start}' from them")
-
-
-def _check_tokens(config: Any, model: PreTrainedModel, adapter: Adapter) -> None:
-    """PEFT gives a tied head the trained tokens by a way of its own: no product layer by layer was right there."""
-    chosen = getattr(config, "trainable_token_indices", None) or getattr(config, "token_indices", None)
-    if chosen and getattr(model.config.get_text_config(decoder=True), "tie_word_embeddings", False):
-        what = f"'{adapter.id}' trains single tokens of embeddings that are tied to the head"
-        raise UnavailableError("model", what, _MERGE)
 
 
 def _left_alone(model: PreTrainedModel, away: _Away, adapter: Adapter) -> Reads:

@@ -11,15 +11,15 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hesscli.checkpoint import hub
+from hesscli.checkpoint.adapter import attach_again, attach_bare, base_of, check_head, find_base
 from hesscli.checkpoint.architecture import read_architecture
-from hesscli.checkpoint.layers import outermost_layers
 from hesscli.checkpoint.listing import CONFIG, is_adapter, names_in, weights_entry
 from hesscli.checkpoint.quiet import in_short, quiet
-from hesscli.checkpoint.source import DEMO, parse
+from hesscli.checkpoint.source import DEMO, Reference, Source, parse
 from hesscli.checkpoint.tasks import Task
 from hesscli.checkpoint.weights import check_weights
 from hesscli.demo import checkpoint_folder
-from hesscli.errors import UnavailableError, UsageError
+from hesscli.errors import UnavailableError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 # What configs call the number of experts of a layer, and how many of them a token goes through.
@@ -41,6 +41,8 @@ class BareModel:
     max_positions: int | None
     stored_elements: int | None
     """Numbers in the safetensors files, by their headers; None where there are none, or pickles."""
+    adapter_parameters: tuple[str, ...] = ()
+    """The names of what an adapter trains, none for a whole model."""
 
     @property
     def num_parameters(self) -> int:
@@ -64,28 +66,29 @@ def bare_model(
     Takes no memory and less than a second. Of a hub id the config alone is fetched; of a folder the headers of the
     weight files are read.
 
+    An adapter's layers are put into the base model that it names, of which the same is true.
+
     Raises:
-        UsageError: the checkpoint is for another task, an adapter, or one that hess does not know.
+        UsageError: the checkpoint is for another task, or for one that hess does not know.
         UnavailableError: the config cannot be had, or its architecture is not known.
     """
     file = Path(model).expanduser()
-    elements = None
+    elements, adapter = None, None
     if file.is_file() and file.suffix == ".json":
         name = file.stem
         with tempfile.TemporaryDirectory() as folder:  # transformers reads a config by its one name
             shutil.copyfile(file, Path(folder) / CONFIG)
             config, found = read_architecture(Path(folder), id=name, task=task, trust_remote_code=trust_remote_code)
     else:
-        reference = parse(model, revision=revision)
-        name = reference.name if reference.folder is None else reference.folder.resolve().name
-        if reference.folder is not None or reference.name == DEMO:
-            where = reference.folder or checkpoint_folder(reference.revision)
-            elements = _stored(where, id=name, allow_pickle=allow_pickle)
-        else:
-            where = hub.fetch_config(reference.name, revision=reference.revision, offline=offline)
+        name, where, elements, adapter = _located(
+            parse(model, revision=revision), allow_pickle=allow_pickle, offline=offline
+        )
         config, found = read_architecture(where, id=name, task=task, trust_remote_code=trust_remote_code)
+    if adapter is not None:
+        check_head(adapter, found.name, id=name, base=where.resolve().name)
     width = _dtype(config, dtype)
     net = _built(config, found, width, attention, id=name, trust_remote_code=trust_remote_code)
+    trained = () if adapter is None else attach_bare(adapter, net, id=name)
     text = config.get_text_config(decoder=True)
     experts = _first(text, _EXPERTS)
     positions = getattr(text, "max_position_embeddings", None)
@@ -98,21 +101,25 @@ def bare_model(
         min(experts, _first(text, _CHOSEN)),
         positions if isinstance(positions, int) and positions > 0 else None,
         elements,
+        trained,
     )
 
 
 def twin(model: PreTrainedModel) -> PreTrainedModel:
-    """The same model without weights: of its class, config and dtypes, on `meta`.
+    """The same model without weights, with its adapter's layers: of its class, config and dtypes, on `meta`.
 
     Raises UnavailableError where its class cannot be built from its config.
     """
     try:
         with torch.device("meta"), quiet():
-            bare = type(model)(copy.deepcopy(model.config)).to(model.dtype)
+            bare: Any = type(model)(copy.deepcopy(model.config)).to(model.dtype)
+            for adapter in (getattr(model, "peft_config", None) or {}).values():
+                attach_again(copy.deepcopy(adapter), bare)
     except Exception as error:  # any of 400 architectures, or the checkpoint's own code
         what = f"{type(model).__name__} cannot be built without weights: {in_short(error)}"
         raise UnavailableError("model", what, "give a checkpoint that transformers builds from its config") from error
-    return bare.eval()
+    built: PreTrainedModel = bare.eval()
+    return built
 
 
 def experts_of(model: PreTrainedModel) -> int:
@@ -120,15 +127,38 @@ def experts_of(model: PreTrainedModel) -> int:
     return _first(model.config.get_text_config(decoder=True), _EXPERTS)
 
 
-def _stored(folder: Path, *, id: str, allow_pickle: bool) -> int | None:
-    names = names_in(folder, id=id)
-    if is_adapter(names):
-        what = f"'{id}' is an adapter, whose own parameters are few"
-        raise UsageError("model", what, "give the base model that it names, with --params for what is trained")
+def _located(reference: Reference, *, allow_pickle: bool, offline: bool) -> tuple[str, Path, int | None, Path | None]:
+    """The name, where the config lies, the numbers in the weight files beside it, and an adapter's folder if it is one.
+
+    Of an adapter the config is its base model's, and the numbers are those of both.
+    """
+    counts: list[int | None] = []
+
+    def place(reference: Reference) -> Source:
+        if reference.folder is None and reference.name != DEMO:
+            where = hub.fetch_config(reference.name, revision=reference.revision, offline=offline)
+            counts.append(None)
+            return Source(reference.name, reference.revision, None, where)
+        name = reference.name if reference.folder is None else reference.folder.resolve().name
+        source = Source(name, reference.revision, None, reference.folder or checkpoint_folder(reference.revision))
+        counts.append(_stored(source, allow_pickle=allow_pickle))
+        return source
+
+    here = base = place(reference)
+    adapter = is_adapter(names_in(here.folder, id=here.id))
+    if adapter:
+        base = find_base(*base_of(here.folder, id=here.id), place, id=here.id)
+    known = [count for count in counts if count is not None]
+    elements = sum(known) if len(known) == len(counts) else None
+    return here.id, base.folder, elements, here.folder if adapter else None
+
+
+def _stored(source: Source, *, allow_pickle: bool) -> int | None:
+    names = names_in(source.folder, id=source.id)
     if not any(name.endswith((".safetensors", ".bin", ".index.json")) for name in names):
         return None  # a folder with a config alone
-    entry = weights_entry(names, id=id, allow_pickle=allow_pickle)
-    return check_weights(folder / entry, id=id).elements
+    entry = weights_entry(names, id=source.id, allow_pickle=allow_pickle)
+    return check_weights(source.folder / entry, id=source.id).elements
 
 
 def _dtype(config: PreTrainedConfig, asked: str) -> torch.dtype:
@@ -162,20 +192,3 @@ def _built(
 def _first(config: PreTrainedConfig, names: tuple[str, ...]) -> int:
     found = (getattr(config, name, None) for name in names)
     return next((n for n in found if isinstance(n, int) and n > 1), 1)
-
-
-def with_few_layers(model: PreTrainedModel, *, divisor: int) -> tuple[PreTrainedModel, float] | None:
-    """A copy of a model on `meta` with the first of each list of layers, one in `divisor`, and the share that is left.
-
-    None where there are no lists of layers.
-    """
-    layers = {id(layer) for layer in outermost_layers(model).values()}
-    fewer = copy.deepcopy(model)
-    before = after = 0
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.ModuleList) and len(module) > 1 and all(id(m) in layers for m in module):
-            parent, _, own = name.rpartition(".")
-            kept = max(1, len(module) // divisor)
-            setattr(fewer.get_submodule(parent), own, fewer.get_submodule(name)[:kept])
-            before, after = before + len(module), after + kept
-    return (fewer, after / before) if before else None

@@ -11,6 +11,7 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -75,13 +76,23 @@ def fetch(
 def fetch_config(id: str, *, revision: str | None, offline: bool) -> Path:
     """The folder in the hub's cache with the config alone, which is fetched where need be; no weights are.
 
+    The config is that of an adapter where there is no other.
+
     Raises:
         UnavailableError: not found, gated, or offline and not cached.
     """
     if offline or constants.HF_HUB_OFFLINE:
         return _cached(id, revision=revision)[0]
     with quiet(), _failures(id, revision):
-        return Path(hf_hub_download(id, CONFIG, revision=revision)).parent
+        for name in (CONFIG, ADAPTER_CONFIG):
+            try:
+                return Path(hf_hub_download(id, name, revision=revision)).parent
+            except LocalEntryNotFoundError:  # the hub does not answer
+                raise
+            except EntryNotFoundError:
+                continue
+        what = f"'{id}' on the hub holds neither {CONFIG} nor {ADAPTER_CONFIG}"
+        raise UnavailableError("model", what, "give a checkpoint that save_pretrained wrote")
 
 
 def _cached_config(id: str, revision: str | None) -> Path | None:

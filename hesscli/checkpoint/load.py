@@ -15,7 +15,7 @@ import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hesscli.checkpoint import soundness
-from hesscli.checkpoint.adapter import Attached, attach, find_base, read_adapter
+from hesscli.checkpoint.adapter import Attached, attach, check_head, find_base, read_adapter
 from hesscli.checkpoint.architecture import read_architecture
 from hesscli.checkpoint.checkpoint import Checkpoint
 from hesscli.checkpoint.identity import Identity, weights_sha256
@@ -77,9 +77,13 @@ def load_checkpoint(
     )
     source = reach(parse(model, revision=revision))
     adapter = read_adapter(source, allow_pickle=allow_pickle)
-    base = source if adapter is None else find_base(adapter, reach)
+    base = source
+    if adapter is not None:
+        base = find_base(adapter.base, adapter.base_revision, reach, id=adapter.id)
     entry = weights_entry(names_in(base.folder, id=base.id), id=base.id, allow_pickle=allow_pickle)
     config, found = read_architecture(base.folder, id=base.id, task=task, trust_remote_code=trust_remote_code)
+    if adapter is not None:
+        check_head(adapter.folder, found.name, id=adapter.id, base=base.id)
     weights = check_weights(base.folder / entry, id=base.id)
     parts = [weights] if adapter is None else [weights, adapter.weights]
     plan = settle(plan, needed=sum(_bytes_needed(part, _DTYPES[dtype]) for part in parts), id=base.id)

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch.autograd import forward_ad
-from torch.func import functional_call
 
 from hesscli.curvature.layers.pull_back import reached
 from hesscli.curvature.losses import scores, twice_differentiable_attention
@@ -22,6 +21,7 @@ from hesscli.curvature.score_curvature import (
     SoftmaxCurvature,
     curve_all,
 )
+from hesscli.curvature.substituted import run_with
 from hesscli.data.slice import Batch
 from hesscli.linalg.space import ParameterSpace, ParameterVector
 
@@ -69,7 +69,7 @@ class OuterProductOperator:
                 for name, p, part in zip(self.space.names, self.risk.parameters, v, strict=True)
                 if id(p) in moving
             }
-            found = scores(lambda **given: functional_call(self.risk.model, duals, kwargs=given), inputs)
+            found = scores(lambda **given: run_with(self.risk.model, duals, kwargs=given), inputs)
             logits, tangents = forward_ad.unpack_dual(found)
             if tangents is None:
                 return torch.zeros_like(logits).flatten(0, 1)

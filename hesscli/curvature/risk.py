@@ -1,20 +1,24 @@
 """The empirical risk: a model's mean loss over the terms of a slice. The batch loop is written here, once."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.func import functional_call
 
 from hesscli.curvature.layers.residence import Residence, Resident
 from hesscli.curvature.layers.stack import Stack, find_stack
 from hesscli.curvature.losses import constant_inputs, cross_entropy, scores, twice_differentiable_attention
+from hesscli.curvature.substituted import run_with
 from hesscli.data.slice import IGNORED, Batch
 from hesscli.linalg.space import ParameterSpace, ParameterVector
+
+if TYPE_CHECKING:
+    from typing import Self
 
 LOOKED_AT = 32  # positions of the row that a model and its products are looked at on: a graph small beside the weights
 
@@ -44,11 +48,11 @@ class EmpiricalRisk:
         parameters: Sequence[nn.Parameter],
         input_device: torch.device,
     ) -> None:
-        self.model, self.batches, self.input_device = model, tuple(batches), input_device
+        self.model, self.input_device = model, input_device
         self.parameters = tuple(parameters)
         self.space = ParameterSpace(names, parameters)
         self.residence: Residence = Resident(names, parameters)
-        self.num_terms = sum(b.num_terms for b in batches)
+        self._take(batches)
         self._constant = constant_inputs(model)
         _keep_no_cache(model)
         _differentiate_embeddings_as_written(model)
@@ -56,17 +60,19 @@ class EmpiricalRisk:
         for p in model.parameters():
             p.requires_grad_(id(p) in chosen)
 
-    def on(self, batches: Sequence[Batch]) -> "EmpiricalRisk":
-        """The same model and parameters on other batches, with their own number of terms as divisor."""
-        return EmpiricalRisk(
-            self.model,
-            batches,
-            names=self.space.names,
-            parameters=self.parameters,
-            input_device=self.input_device,
-        )
+    def _take(self, batches: Sequence[Batch]) -> None:
+        self.batches, self.num_terms = tuple(batches), sum(b.num_terms for b in batches)
 
-    def first_row(self, *, most: int | None = None) -> "EmpiricalRisk":
+    def on(self, batches: Sequence[Batch]) -> "Self":
+        """The same model, parameters and residence on other batches, with their own number of terms as divisor.
+
+        What is known of the model stays known: to find its layers again would run, fetch or gather each.
+        """
+        other = copy(self)
+        other._take(batches)
+        return other
+
+    def first_row(self, *, most: int | None = None) -> "Self":
         """The risk on the first row that has a loss term; of it, `most` positions about its first term.
 
         A row whose inputs are not one for each target, as an image and its label, is taken whole.
@@ -94,10 +100,7 @@ class EmpiricalRisk:
         if stack is not None:
             return self._terms_by_tokens(stack, batch, dict(weights or {}))
 
-        def model(**inputs: Any) -> Any:
-            return functional_call(self.model, dict(weights), kwargs=inputs) if weights else self.model(**inputs)
-
-        found = scores(model, self.inputs(batch))
+        found = scores(lambda **inputs: run_with(self.model, weights or {}, kwargs=inputs), self.inputs(batch))
         return cross_entropy(found.flatten(0, 1), batch.targets.flatten()).view(batch.targets.shape)
 
     @cached_property

@@ -23,12 +23,17 @@ class Block:
     parts: frozenset[int]
 
 
-def select_parameters(model: nn.Module, *, params: Sequence[str], exclude: Sequence[str]) -> dict[str, nn.Parameter]:
+def select_parameters(
+    model: nn.Module, *, params: Sequence[str], exclude: Sequence[str], adapter: Sequence[str]
+) -> dict[str, nn.Parameter]:
     """Parameters whose names match any of `params` and none of `exclude` (shell globs); tied ones stand once.
 
+    Where an `adapter` trains parameters, `*` alone stands for these, by their names; `**` takes the base model too.
     What the model does not train, such as sinusoids that it keeps as a parameter, is a constant of the loss.
     Raises UsageError where a glob matches nothing or nothing is left.
     """
+    if list(params) == ["*"] and adapter:
+        params = adapter
     named = {name: p for name, p in model.named_parameters() if p.dtype.is_floating_point and p.requires_grad}
     for field, globs in (("operator.params", params), ("operator.exclude", exclude)):
         for glob in globs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -58,7 +59,7 @@ def _as_they_stand(number: int, row: Row, column: str) -> torch.Tensor:
 
 def _through(processor: Callable[..., Any], channels: int) -> Callable[[int, Row, str], torch.Tensor]:
     def pixels(number: int, row: Row, column: str) -> torch.Tensor:
-        picture = _picture(number, row.get(column), column).convert("L" if channels == 1 else "RGB")
+        picture = _coloured(number, _picture(number, row.get(column), column), column, channels)
         values = processor(images=[picture], return_tensors="pt")["pixel_values"][0]
         if values.dim() != 3:
             what = f"the image processor gives {_times(values)} for row {number}, not channels x height x width"
@@ -68,22 +69,36 @@ def _through(processor: Callable[..., Any], channels: int) -> Callable[[int, Row
     return pixels
 
 
+def _coloured(number: int, picture: Any, column: str, channels: int) -> Any:
+    """In colours, or in grey for a model of one channel; what is transparent keeps the colour that it has.
+
+    Numbers wider than 8 bits are refused: Pillow would cut them off at 255, and the image would be white.
+    """
+    if picture.mode[0] in "IF":  # I;16 of a medical or depth image, I, F
+        what = f"row {number} holds {'fractions' if picture.mode == 'F' else 'numbers of more than 8 bits'}"
+        raise UsageError(column, what, "scale it to 0 ... 255 and save it so, or give a column pixel_values")
+    if picture.mode in ("P", "PA"):  # whose transparency Pillow would warn of
+        picture = picture.convert("RGBA")
+    return picture.convert("L" if channels == 1 else "RGB")
+
+
 def _picture(number: int, value: Any, column: str) -> Any:
     """A Pillow image, turned as its camera was held, from what `datasets` or a file gives."""
     from PIL import Image, ImageOps
 
     if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):  # the storage of `datasets.Image`
         value = value["bytes"]
+    if not isinstance(value, bytes | Image.Image):
+        raise UsageError(column, f"row {number} holds {describe(value)}, no image", "name a column of images")
     try:
-        if isinstance(value, bytes):
-            value = Image.open(io.BytesIO(value))
-            value.load()
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of tags that are cut off: the picture is whole, or an error is raised
+            picture = Image.open(io.BytesIO(value)) if isinstance(value, bytes) else value
+            picture.load()
+            return ImageOps.exif_transpose(picture)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         what = f"row {number} cannot be read as an image"
         raise UsageError(column, what, "leave it out, or save it as png") from error
-    if not isinstance(value, Image.Image):
-        raise UsageError(column, f"row {number} holds {describe(value)}, no image", "name a column of images")
-    return ImageOps.exif_transpose(value)
 
 
 def _times(values: torch.Tensor) -> str:

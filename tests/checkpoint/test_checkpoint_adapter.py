@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from adapters import save_adapter
-from peft import IA3Config, LoraConfig, PrefixTuningConfig
+from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig
 from safetensors.torch import load_file, save_file
 from test_checkpoint_hub import COMMIT, Hub, start
 from tiny import flat, plain_loss, ragged_slice, risk_of, tiny_model
@@ -37,6 +37,7 @@ def adapters(tmp_path_factory):
     save_adapter(folder / "ia3", folder / "base", IA3Config(target_modules=["v_proj"], feedforward_modules=[]))
     save_adapter(folder / "dora", folder / "base", LoraConfig(use_dora=True, **lora))
     save_adapter(folder / "prefix", folder / "base", PrefixTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"))
+    save_adapter(folder / "prompt", folder / "base", PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"))
     return folder
 
 
@@ -191,8 +192,13 @@ REFUSED = {
     "a weight of another shape": (lambda f: restore(f, lambda s: s.update({FIRST: torch.ones(2, 9)})), ("model", "does not go into Qwen3ForCausalLM", "base model")),
     "NaN": (lambda f: restore(f, lambda s: s[FIRST].fill_(float("nan"))), ("weights", "lora_A", "NaN", "use")),
     "a gradient that is not derived": (lambda f: edit(f, velora_config={"num_groups": 4}), ("model", "VeLoRA", "not the derivative", "merge")),
-    "a sparse tensor": (lambda f: edit(f, peft_type="SHIRA"), ("model", "'lora' is a SHiRA adapter", "derived twice", "merge")),
-    "tokens of a tied head": (lambda f: edit(f, trainable_token_indices={"embed_tokens": [1]}), ("model", "single tokens of embeddings that are tied", "merge")),
+    "a sparse tensor": (lambda f: edit(f, peft_type="SHIRA"), ("model", "'lora' is an adapter of SHiRA", "derived twice", "merge")),
+    "an input that is taken for a constant": (lambda f: edit(f, peft_type="C3A"), ("model", "adapter of C3A", "derived twice", "merge")),
+    "some tokens alone": (lambda f: edit(f, alora_invocation_tokens=[1, 2]), ("model", "'lora' is an adapter of aLoRA", "PEFT's own wrapper", "such as LoRA")),
+    "tasks that it is told": (lambda f: edit(f, peft_type="POLY"), ("model", "adapter of Poly", "PEFT's own wrapper")),
+    "a gradient that is projected": (lambda f: edit(f, peft_type="OSF"), ("model", "adapter of OSF", "not the derivative", "merge")),
+    "a head that the base has not": (lambda f: edit(f, task_type="SEQ_CLS"), ("model", "trained for sequence-classification", "'base' has the head of causal-lm", "merge")),
+    "a head of another task": (lambda f: edit(f, task_type="TOKEN_CLS"), ("model", "trained for token-classification", "merge")),
     "a random base": (lambda f: edit(f, init_lora_weights="pissa_niter_4"), ("model", "a random part of its base model", "cannot be made again", "merge it")),
     "other modules": (lambda f: edit(f, target_modules=["c_attn"]), ("model", "does not go into Qwen3ForCausalLM", "base model")),
     "an unknown kind": (lambda f: edit(f, peft_type="LORA9"), ("model", "does not go into Qwen3ForCausalLM", "base model")),
@@ -223,7 +229,8 @@ def assert_refused(call, words):
     ("kind", "words"),
     [
         ("dora", ("model", "DoRA", "not the derivative of the loss", "merge")),
-        ("prefix", ("model", "'prefix' does not go into Qwen3ForCausalLM", "merge")),
+        ("prefix", ("model", "'prefix' is an adapter for prefix tuning", "in no layer", "such as LoRA")),
+        ("prompt", ("model", "'prompt' is an adapter for prompt tuning", "in no layer", "such as LoRA")),
     ],
 )
 def test_kinds_without_a_hessian_of_their_own_are_refused(load, adapters, kind, words):
@@ -250,10 +257,20 @@ def test_adapter_and_base_on_the_hub_are_fetched_and_then_cached(adapters, adapt
     shutil.copytree(adapters / "base", tmp_path / "base")
     for file in (made_once / "tokenized").glob("tokenizer*"):
         shutil.copy(file, tmp_path / "base")
-    server = Hub({"org/lora": {COMMIT: adapter}, "org/base": {COMMIT: tmp_path / "base"}})
+    (empty := tmp_path / "empty").mkdir()
+    server = Hub(
+        {"org/lora": {COMMIT: adapter}, "org/base": {COMMIT: tmp_path / "base"}, "org/neither": {COMMIT: empty}}
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     (tmp_path / "home").mkdir()
     child = start(f"http://127.0.0.1:{server.server_address[1]}", tmp_path / "home")
+    child.stdin.write(json.dumps({"model": "org/lora", "bare": True}) + "\n")
+    child.stdin.flush()
+    planned = json.loads(child.stdout.readline())
+    assert set(server.fetched) == {CONFIG, "config.json"}, planned
+    child.stdin.write(json.dumps({"model": "org/neither", "bare": True}) + "\n")
+    child.stdin.flush()
+    assert "holds neither config.json nor adapter_config.json" in json.loads(child.stdout.readline())["line"]
     for request in ({"model": "org/lora"}, {"model": "org/lora", "offline": True}):
         child.stdin.write(json.dumps(request) + "\n")
     child.stdin.close()
@@ -266,4 +283,7 @@ def test_adapter_and_base_on_the_hub_are_fetched_and_then_cached(adapters, adapt
     assert not {"adapter_model.bin", "optimizer.pt"} & set(server.fetched)
     assert first["tokens"] == [3, 5]  # by the tokenizer of the base
     assert again["sha256"] == first["sha256"]
+    own = sum(part.numel() for pair in factors(adapters).values() for part in pair)
+    assert sum(planned["own"].values()) == own
+    assert planned["all"] == own + sum(p.numel() for p in tiny_model("qwen3").parameters())
     assert "Warned" not in str(again["events"])

@@ -29,6 +29,7 @@ CHILD = """
 import json, sys
 import huggingface_hub.constants as constants
 from hesscli.checkpoint import load_checkpoint
+from hesscli.checkpoint.bare import bare_model
 from hesscli.errors import HessError
 
 for line in sys.stdin:
@@ -38,6 +39,13 @@ for line in sys.stdin:
     options = dict(revision=None, task="auto", dtype="float32", attention="auto", placement="auto", device_map=None,
                    max_memory=None, offload_dir=None, trust_remote_code=False, allow_pickle=False, offline=False)
     try:
+        if request.pop("bare", False):
+            beside = ("placement", "device_map", "max_memory", "offload_dir")
+            bare = bare_model(request["model"], **{k: v for k, v in options.items() if k not in beside})
+            sizes = {name: p.numel() for name, p in bare.model.named_parameters()}
+            answer = dict(own={name: sizes[name] for name in bare.adapter_parameters}, all=sum(sizes.values()))
+            print(json.dumps(answer), flush=True)
+            continue
         checkpoint = load_checkpoint(request.pop("model"), **{**options, **request}, on_event=events.append)
         i = checkpoint.identity
         answer = dict(id=i.id, revision=i.revision, commit=i.commit, sha256=i.weights_sha256,

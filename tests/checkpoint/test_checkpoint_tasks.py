@@ -141,7 +141,7 @@ def test_what_the_model_does_not_train_is_a_constant(tmp_path, load):
     )
     MarianMTModel(config).save_pretrained(tmp_path)
     checkpoint = load(str(tmp_path))
-    names = list(select_parameters(checkpoint.model, params=["*"], exclude=[]))
+    names = list(select_parameters(checkpoint.model, params=["*"], exclude=[], adapter=()))
     assert [n for n, _ in checkpoint.model.named_parameters() if n not in names] == [
         "model.encoder.embed_positions.weight",
         "model.decoder.embed_positions.weight",

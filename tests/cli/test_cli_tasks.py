@@ -9,6 +9,7 @@ import torch
 from task_cases import CASES, PICTURES
 from tiny import flat
 
+from hesscli.curvature.choice import choose_operator
 from hesscli.curvature.double_backward import HessianOperator
 from hesscli.events import ignore
 from hesscli.recipe.document import resolve
@@ -69,7 +70,10 @@ def test_the_gradient_and_a_product_are_those_of_rows_alone(case, prepared):
     gradient = torch.autograd.grad(own_loss(rows(model, folder)), risk.parameters, create_graph=True, allow_unused=True)
     inner = sum((g * p).sum() for g, p in zip(gradient, v, strict=True) if g is not None)
     truth = torch.autograd.grad(inner, risk.parameters, allow_unused=True)
-    for found, expected in ((risk.gradient(), gradient), (HessianOperator(risk, keep_graph=False).matvec(v), truth)):
+    layered = choose_operator(risk, kind="hessian", product="layered", seed=0)
+    assert layered.product == "layered", layered.why
+    products = (HessianOperator(risk, keep_graph=False).matvec(v), layered.operator.matvec(v))
+    for found, expected in ((risk.gradient(), gradient), *((product, truth) for product in products)):
         whole = flat([torch.zeros_like(f) if e is None else e for f, e in zip(found, expected, strict=True)])
         assert np.linalg.norm(flat(found) - whole) < 2e-5 * np.linalg.norm(whole)
 

@@ -8,8 +8,7 @@ from adapters import save_adapter
 from live_bytes import LiveBytes
 from loading import LOADING
 from peft import IA3Config, LNTuningConfig, LoraConfig, get_peft_model
-from tiny import VOCAB, flat, ragged_slice, risk_of, tiny_model
-from transformers import AutoModelForCausalLM, LlamaConfig
+from tiny import deep_llama, flat, ragged_slice, risk_of, tiny_model
 
 from hesscli.checkpoint import load_checkpoint
 from hesscli.curvature.choice import choose_operator
@@ -26,7 +25,7 @@ KINDS = {
     "biases of the base": ("gpt2", LoraConfig(r=2, target_modules=["c_attn"], bias="all", fan_in_fan_out=True)),
     "embedding": ("qwen3", LoraConfig(r=2, target_modules=["embed_tokens", "q_proj"])),
     "head and norms of its own": ("qwen3", LoraConfig(**QV, modules_to_save=["lm_head", "input_layernorm"])),
-    "some tokens": ("llama", LoraConfig(**QV, trainable_token_indices={"embed_tokens": [1, 3]})),
+    "some tokens, of a tied head too": ("qwen3", LoraConfig(**QV, trainable_token_indices={"embed_tokens": [1, 3]})),
     "stacked experts": ("mixtral", LoraConfig(r=2, target_parameters=["mlp.experts.gate_up_proj"])),
     "layers that run twice": ("llama", LoraConfig(**QV, layer_replication=[[0, 2], [0, 2]])),
     "ia3": ("llama", IA3Config(target_modules=["v_proj", "down_proj"], feedforward_modules=["down_proj"])),
@@ -121,10 +120,7 @@ def test_an_adapter_that_was_made_from_the_weights_is_refused_where_they_are_not
 
 def held_by_a_product(folder, *, layers, everything):
     """Bytes above all weights that are in memory while a product runs, and the bytes of a layer of the base."""
-    torch.manual_seed(0)
-    wide = {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 2, "num_key_value_heads": 2}
-    config = LlamaConfig(vocab_size=VOCAB, **wide, num_hidden_layers=layers, initializer_range=0.1)
-    base = AutoModelForCausalLM.from_config(config)
+    base = deep_llama(layers)
     base.save_pretrained(folder / f"base{layers}")
     size = sum(p.nbytes for p in base.model.layers[0].parameters())
     adapted = get_peft_model(base, LoraConfig(r=1, target_modules=["q_proj"], init_lora_weights="gaussian"))

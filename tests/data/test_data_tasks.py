@@ -212,6 +212,36 @@ def test_images_are_decoded_turned_upright_and_coloured(tmp_path, kind):
     assert np.allclose(row.inputs["pixel_values"].numpy(), np.stack([upright] * 3))
 
 
+MODES = {"RGBA": "png", "LA": "png", "P": "gif", "1": "bmp", "CMYK": "jpeg"}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_image_of_any_mode_is_read_in_its_colours(tmp_path, mode):
+    draw = np.random.default_rng(0)
+    colours = Image.fromarray(draw.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    picture = colours.convert(mode)
+    if "A" in mode:
+        picture.putalpha(Image.fromarray(draw.integers(0, 256, (8, 8), dtype=np.uint8)))
+    (tmp_path / "zoo/dog").mkdir(parents=True)
+    file = tmp_path / f"zoo/dog/0.{MODES[mode]}"
+    picture.save(file)
+    (row,) = pictures(tmp_path / "zoo").sequences
+    truth = np.asarray(
+        Image.open(file).convert("RGBA").convert("RGB") if mode != "CMYK" else Image.open(file).convert("RGB")
+    )
+    assert np.allclose(row.inputs["pixel_values"].numpy(), truth[:2, :2].transpose(2, 0, 1) / 255)
+    (grey,) = pictures(tmp_path / "zoo", num_channels=1).sequences
+    assert grey.inputs["pixel_values"].shape == (1, 2, 2)
+
+
+@pytest.mark.parametrize(("dtype", "words"), [("uint16", "numbers of more than 8 bits"), ("float32", "fractions")])
+def test_an_image_of_wide_numbers_is_refused_and_not_cut_off(tmp_path, dtype, words):
+    (tmp_path / "zoo/dog").mkdir(parents=True)
+    Image.fromarray(np.full((4, 4), 700, dtype=dtype)).save(tmp_path / "zoo/dog/0.tiff")
+    with pytest.raises(UsageError, match=rf"^image: row 0 holds {words}; .*0 \.\.\. 255"):
+        pictures(tmp_path / "zoo")
+
+
 def test_pixels_are_used_as_they_stand(tmp_path):
     values = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).round(3)
     path = write(tmp_path / "a.jsonl", [{"pixel_values": v.tolist(), "label": i} for i, v in enumerate(values)])

@@ -20,7 +20,7 @@ from torch import nn
 
 from hesscli.checkpoint.layers import outermost_layers
 from hesscli.curvature.layers.residence import Leaves
-from hesscli.curvature.layers.widening import in_float32, widened
+from hesscli.curvature.layers.widening import held_in, widened
 from hesscli.curvature.sharded.order import Opening, Order
 from hesscli.distributed import Coming
 from hesscli.linalg.space import ParameterSpace, ParameterVector
@@ -53,7 +53,8 @@ class ShardedResidence:
         self._vs: Sequence[ParameterVector] = ()
         self._results: Sequence[ParameterVector] = ()
         self._moving: list[list[bool]] = []
-        self._order, self._wide = Order(), False
+        self._order = Order()
+        self._wide: torch.dtype | None = None
         self._ahead: tuple[int, _Coming] | None = None  # the id of a layer, whose weights are on their way
         self._sending: tuple[Sequence[tuple[int, int]], Coming] | None = None
         for layer in layers.values():
@@ -97,14 +98,14 @@ class ShardedResidence:
             self._sums.clear()
 
     @contextmanager
-    def widened(self) -> Iterator[None]:
-        """For the block weights narrower than float32 are float32, and so are the vectors' parts beside them."""
-        self._wide = True
+    def widened(self, dtype: torch.dtype) -> Iterator[None]:
+        """For the block weights narrower than `dtype` are in it, and so are the vectors' parts beside them."""
+        self._wide = dtype
         try:
-            with in_float32(self._bare.buffers()):
+            with held_in(dtype, self._bare.buffers()):
                 yield
         finally:
-            self._wide = False
+            self._wide = None
 
     @contextmanager
     def outside(self) -> Iterator[Leaves]:
@@ -201,7 +202,7 @@ class ShardedResidence:
             dtype = self._shards[name].dtype
             by_dtype[dtype].append((name, None))
             if (place := self._places.get(name)) is not None:
-                wide = torch.promote_types(dtype, torch.float32) if self._wide else dtype
+                wide = dtype if self._wide is None else torch.promote_types(dtype, self._wide)
                 by_dtype[wide] += [(name, k) for k in range(len(self._vs)) if self._moving[place][k]]
         coming = []
         for dtype, some in by_dtype.items():
@@ -213,7 +214,7 @@ class ShardedResidence:
             for some, wholes in coming:
                 for (name, k), whole in zip(some, wholes(), strict=True):
                     if k is None:
-                        found.weights[name] = widened(whole) if self._wide else whole
+                        found.weights[name] = whole if self._wide is None else widened(whole, self._wide)
                     else:
                         found.parts[self._places[name], k] = whole
             return found

@@ -47,35 +47,19 @@ class ShardedRisk(EmpiricalRisk):
         bare: nn.Module,
     ) -> None:
         """`bare` is the same model without weights and without hooks, which layered sweeps run."""
+        self._ranks, self._sharded = ranks, tuple(parameters)
         super().__init__(model, batches, names=names, parameters=parameters, input_device=input_device)
-        self._ranks, self._sharded, self._bare = ranks, tuple(parameters), bare
         self._places = {name: i for i, name in enumerate(names)}
         shards = [_local(p) for p in parameters]
         self.parameters = tuple(nn.Parameter(shard, requires_grad=False) for shard in shards)
         self.space = ParameterSpace(names, shards, shards=Shards(ranks, [tuple(p.shape) for p in parameters]))
-        self.passes = own_batches(batches, ranks)
+        whole = {name: _local(p) for name, p in model.named_parameters()}
+        self.swept = SweptRisk(bare, batches, shards=whole, space=self.space, input_device=input_device)
+        """What layered sweeps run; the batches of this one stay the first ones, and nobody runs them."""
 
-    @cached_property
-    def swept(self) -> SweptRisk:
-        """What layered sweeps run."""
-        shards = {name: _local(p) for name, p in self.model.named_parameters()}
-        return SweptRisk(self._bare, self.batches, shards=shards, space=self.space, input_device=self.input_device)
-
-    def on(self, batches: Sequence[Batch]) -> "ShardedRisk":
-        """The same model and parameters on other batches, whose rows are split anew."""
-        other = ShardedRisk(
-            self.model,
-            batches,
-            names=self.space.names,
-            parameters=self._sharded,
-            input_device=self.input_device,
-            ranks=self._ranks,
-            bare=self._bare,
-        )
-        other.__dict__["swept"] = self.swept  # whose batches nobody runs
-        if "_stack" in self.__dict__:  # to find it again would gather every layer
-            other.__dict__["_stack"] = self.__dict__["_stack"]
-        return other
+    def _take(self, batches: Sequence[Batch]) -> None:
+        super()._take(batches)
+        self.passes = own_batches(batches, self._ranks)
 
     def terms(self, batch: Batch, weights: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
         """The loss at each position of a batch that all ranks have, (rows, positions), without a graph.

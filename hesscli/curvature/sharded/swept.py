@@ -33,12 +33,6 @@ class SweptRisk(EmpiricalRisk):
         self.space, self.residence = space, ShardedResidence(bare, shards, space)
         self._found: Stack | None = None
 
-    def on(self, batches: Sequence[Batch]) -> EmpiricalRisk:
-        """The same model, parameters and residence on other batches; for when nothing is open."""
-        other = super().on(batches)
-        other.space, other.residence = self.space, self.residence
-        return other
-
     def find_stack(self) -> Stack:
         """The layers, by a run of one short row on every rank, and a look at a longer one; looked for once.
 

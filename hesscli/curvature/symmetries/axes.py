@@ -58,10 +58,10 @@ class Axes:
 def as_used(axes: Sequence[Axis], prefix: str, weights: Tensors) -> Tensors:
     """The weights as the model uses them, with the offsets of these axes."""
     moved = {prefix + axis.weight: axis.offset for axis in axes if axis.offset}
-    return _Changed(weights, {name: weights[name] + offset for name, offset in moved.items()}) if moved else weights
+    return Changed(weights, {name: weights[name] + offset for name, offset in moved.items()}) if moved else weights
 
 
-class _Changed(Mapping[str, torch.Tensor]):
+class Changed(Mapping[str, torch.Tensor]):
     """Tensors, some of them others; one that is not asked for is not read."""
 
     def __init__(self, tensors: Tensors, others: Tensors) -> None:

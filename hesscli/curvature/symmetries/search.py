@@ -14,6 +14,8 @@ from hesscli.curvature.symmetries.axes import Axes, Axis, Shapes, Tensors, as_us
 from hesscli.curvature.symmetries.layouts import Layout, fused_scores, scores, through
 
 _MOST = 3  # layouts of one pair that are tried
+# What PEFT calls the factors of a low rank. Before the first step one of them is zero, and no balance shows the pair.
+_FACTORS = {"lora_A": "lora_B", "lora_embedding_A": "lora_embedding_B"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,11 @@ def _pairs(axes: Axes, shapes: Shapes, balances: _Balances) -> Iterator[list[Can
     linked = set()
     for writer, reader in pairs(axes.writes, axes.reads):
         sizes = writer.size(shapes), reader.size(shapes)
+        if _are_factors(writer.weight, reader.weight):
+            channels = np.arange(sizes[0])
+            members = Member(writer, channels, 1.0), Member(reader, channels, -1.0)
+            yield [Scaling(balances.prefixes, members, sizes[0])]
+            continue
         found = balances.passing(writer, reader, through(*sizes))
         if found:
             linked.add(frozenset((writer.weight, reader.weight)))
@@ -130,6 +137,16 @@ def _pairs(axes: Axes, shapes: Shapes, balances: _Balances) -> Iterator[list[Can
             if sizes[0] >= sizes[1]:
                 meeting.setdefault(names, []).extend(balances.passing(a, b, scores(*sizes)))
         yield from meeting.values()
+
+
+def is_factor(name: str) -> bool:
+    """Whether a weight is a factor of a low rank."""
+    return any(f".{factor}." in name for pair in _FACTORS.items() for factor in pair)
+
+
+def _are_factors(first: str, second: str) -> bool:
+    """Whether they are the factors of one low rank, the one that reads the layer's input first."""
+    return any(f".{a}." in first and first.replace(f".{a}.", f".{b}.") == second for a, b in _FACTORS.items())
 
 
 def _gains(axes: Axes, shapes: Shapes, balances: _Balances) -> Iterator[list[Candidate]]:

@@ -1,0 +1,39 @@
+"""A model run with other tensors in the place of its weights, which it has again afterwards."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+
+def run_with(
+    model: nn.Module,
+    weights: Mapping[str, torch.Tensor],
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+) -> Any:
+    """What `model(*args, **kwargs)` returns with `weights` by name in the place of its own.
+
+    A weight that several modules hold is replaced in all of them. `functional_call` by itself swaps it once for each
+    of its names, and back in the same order: a module that stands at two places, as the trained tokens of a tied
+    embedding do in PEFT, keeps what it was given, and later gradients and products are those of another model.
+    """
+    if not weights:
+        return model(*args, **(kwargs or {}))
+    return functional_call(model, _once(model, weights), args, dict(kwargs or {}), tie_weights=False)
+
+
+def _once(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights with one name for each module that holds them."""
+    names: dict[int, list[str]] = {}
+    for prefix, module in model.named_modules():  # each once, wherever it stands
+        for kind in (module.named_parameters, module.named_buffers):
+            for name, held in kind(prefix=prefix, recurse=False, remove_duplicate=False):
+                names.setdefault(id(held), []).append(name)
+    found = {}
+    for name, weight in weights.items():
+        place, _, own = name.rpartition(".")
+        found.update(dict.fromkeys(names[id(getattr(model.get_submodule(place), own))], weight))
+    return found
