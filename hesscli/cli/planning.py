@@ -82,13 +82,14 @@ def show_plan(
 
     Raises DoesNotFitError where nothing fits.
     """
-    from hesscli.run.planning.build import make_plan
     from hesscli.run.planning.devices import found_devices, given_devices
+
+    wanted = given_devices(devices) if devices is not None else found_devices()
+    from hesscli.run.planning.build import make_plan
     from hesscli.run.planning.recommend import none_fits
     from hesscli.run.planning.table import render
     from hesscli.run.progress import ProgressListener
 
-    wanted = given_devices(devices) if devices is not None else found_devices()
     with ProgressListener(progress_console(), quiet=json) as listener:
         plan = make_plan(recipe, devices=wanted, typed=typed or [], on_event=listener)
         if calibrate:

@@ -119,12 +119,14 @@ def test_calibration_gives_seconds(hess, checkpoint):
 
 def test_a_dry_run_is_the_plan_of_that_command_and_measures_nothing(hess, checkpoint, tmp_path):
     planned = hess("plan", checkpoint, *SMALL, "--probe", "topk", "--k", 2, "--json")
-    dry = hess("topk", checkpoint, *SMALL, "--k", 2, "-d", checkpoint.parent / "rows.jsonl", "--dry-run", "--json")
+    rows = ("-d", checkpoint.parent / "rows.jsonl", "--no-pack")
+    dry = hess("topk", checkpoint, *SMALL, "--k", 2, *rows, "--dry-run", "--json")
     assert dry.code == 0, dry.err
     one, other = json.loads(planned.out), json.loads(dry.out)
     assert one["ways"] == other["ways"]
     assert shlex.split(other["recommended"]["command"])[:2] == ["hess", "topk"]
-    assert "-d" in other["recommended"]["command"] or "--dataset" in other["recommended"]["command"]
+    assert "--dataset" in other["recommended"]["command"]
+    assert "--no-pack" in shlex.split(other["recommended"]["command"])
     assert not [*checkpoint.parent.rglob("report.json")]
     recipe = tmp_path / "small.yaml"
     recipe.write_text("probe: topk\n")

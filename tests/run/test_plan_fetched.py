@@ -18,6 +18,8 @@ from hesscli.curvature.layers.offloaded import Offloaded
 from hesscli.curvature.layers.stack import find_stack
 from hesscli.curvature.risk import EmpiricalRisk
 from hesscli.curvature.score_curvature import SoftmaxCurvature
+from hesscli.run.planning import elsewhere
+from hesscli.run.planning.counting.sites import Sites
 from hesscli.run.planning.elsewhere import fetched_set
 from hesscli.run.planning.placements import IN_A_DIFFERENCE
 
@@ -101,13 +103,13 @@ def test_fetched_layers_and_parts_of_vectors_are_counted_apart(fetched):
     layer = max(sum(p.nbytes for p in m.parameters()) for m in fetched.stack.layers)
     one, three = (fetched.found["layered", k] for k in (1, 3))
     assert 0 < one.weights <= 2 * layer
-    assert three.vectors == pytest.approx(3 * one.vectors, rel=0.05)
+    assert three.vectors == pytest.approx(one.vectors, rel=0.05)  # they come one after the other
 
 
 def test_a_deep_model_is_counted_with_fewer_layers(monkeypatch):
     model, vocab = model_of("8m")
     values = {k: v for k, v in model.config.to_dict().items() if k != "layer_types"}
-    deep = type(model)(type(model.config)(**values | {"num_hidden_layers": 32})).eval()
+    deep = type(model)(type(model.config)(**values | {"num_hidden_layers": 12})).eval()
     risk = risk_of(deep, full_slice(1, 64, vocab), 1)
     bare = twin(deep)
     named = dict(bare.named_parameters())
@@ -115,7 +117,7 @@ def test_a_deep_model_is_counted_with_fewer_layers(monkeypatch):
     shadow = EmpiricalRisk(bare, risk.batches, **given)
     options = {"num_experts": 1, "kinds": {"layered", "finite-difference"}, "vectors": 2, "in_files": False}
     few = fetched_set(shadow, **options)
-    monkeypatch.setattr("hesscli.run.planning.elsewhere._DEEP", 1000)
+    monkeypatch.setattr(elsewhere, "Sites", lambda *given, **named: Sites(*given, **named | {"ends": 0}))
     whole = fetched_set(shadow, **options)
     assert few.keys() == whole.keys()
-    assert all(few[key].total == pytest.approx(whole[key].total, rel=0.05) for key in whole)
+    assert all(few[key].total == pytest.approx(whole[key].total, rel=0.01) for key in whole)

@@ -54,7 +54,7 @@ def test_a_mixture_weighs_by_all_experts_and_computes_by_those_that_run():
 
 @pytest.fixture(scope="module")
 def small():
-    return planned("qwen3-0.6b", devices=4, gib=16, **{"data.limit": 8, "data.max_length": 64})
+    return planned("qwen3-0.6b", devices=4, gib=4000, **{"data.limit": 8, "data.max_length": 64})
 
 
 def way(plan, placement, product, *, kept=False):
@@ -106,7 +106,24 @@ def test_the_fastest_way_that_fits_is_recommended_and_nothing_is_where_none_does
     tight = planned("demo", gib=0.001, **{"data.limit": 4, "data.max_length": 32})
     assert tight.recommended is None
     assert not any(w.fits for w in tight.ways)
-    assert {w.batch_size for w in tight.ways} == {4, 1}
+    assert all(w.product_bytes is None for w in tight.ways if w.placement == "single")  # vectors alone do not fit
+
+
+def test_where_a_batch_does_not_fit_the_most_rows_that_do_are_planned_and_said():
+    values = {"data.limit": 8, "data.max_length": 16, "data.batch_size": "auto", "operator.product": "layered"}
+    whole = way(planned("demo", gib=16, probe="trace", **values), "single", "layered")
+    assert 0 < whole.activations_bytes <= whole.product_bytes
+    for _ in range(5):  # the basis is given up first, and then vectors are taken one by one
+        room = (whole.total_bytes - whole.activations_bytes // 3) / 0.9 / GIB
+        plan = planned("demo", gib=room, probe="trace", **values)
+        if way(plan, "single", "layered").batch_size < 8:
+            break
+        whole = way(plan, "single", "layered")
+    fewer = way(plan, "single", "layered")
+    assert (whole.batch_size, fewer.batch_size, fewer.fits) == (8, 4, True)
+    assert plan.recommended.command.endswith("--batch-size 4")
+    asked = planned("demo", gib=room, probe="trace", **values | {"data.batch_size": 8})
+    assert not way(asked, "single", "layered").fits
 
 
 def test_where_devices_are_too_few_it_says_how_many_would_do():

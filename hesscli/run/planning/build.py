@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from hesscli.checkpoint.bare import BareModel, bare_model, with_few_layers
+from hesscli.checkpoint.bare import BareModel, bare_model
+from hesscli.checkpoint.layers import outermost_layers
+from hesscli.checkpoint.spread import spread as spread_over
+from hesscli.curvature.layers.offloaded import experts_at_once
 from hesscli.curvature.risk import EmpiricalRisk
 from hesscli.curvature.selection import partition, partition_by_globs, select_parameters
 from hesscli.events import OnEvent, Started
@@ -28,11 +32,11 @@ from hesscli.run.planning.document import (
 )
 from hesscli.run.planning.elsewhere import Counts, fetched_set, gathered_set
 from hesscli.run.planning.inputs import full_batch, patches
-from hesscli.run.planning.placements import Costs, ways
+from hesscli.run.planning.placements import Costs, CostsAt, OnDevice, halves, ways
 from hesscli.run.planning.probe_cost import Demand, demands
 from hesscli.run.planning.recommend import recommended
 from hesscli.run.planning.sizes import block_sizes, sizes_of
-from hesscli.run.planning.working_set import Work, WorkingSet, working_set
+from hesscli.run.planning.working_set import Work, WorkingSet, working_set, working_sets
 from hesscli.run.slices import full_rows
 
 _KINDS: dict[str, tuple[Work, ...]] = {"hessian": ("graph-kept", "double-backward", "layered", "finite-difference")}
@@ -79,13 +83,14 @@ def make_plan(recipe: Recipe, *, devices: Devices, typed: Sequence[str], on_even
     )
     on_event(Started("count", None))
     subject = _subject(recipe, bare, rows=rows, length=length)
-    costs = _costs(recipe, subject, devices)
-    found = list(ways(costs, subject.demands, devices, subject.kinds))
-    leanest = costs
-    if not any(way.fits for way in found) and rows > 1:
-        lean = _subject(recipe, bare, rows=1, length=length)
-        leanest = _costs(recipe, lean, devices)
-        found += ways(leanest, lean.demands, devices, lean.kinds)
+
+    @cache
+    def costs_at(rows: int) -> Costs:
+        return _costs(recipe, _subject(recipe, bare, rows=rows, length=length), devices)
+
+    costs = costs_at(rows)
+    tried = halves(rows) if recipe.data.batch_size == "auto" else [rows]
+    found = list(ways(costs_at, tried, subject.demands, devices, subject.kinds))
     return Plan(
         command=recipe.probe,
         model=_model(bare, costs),
@@ -97,20 +102,30 @@ def make_plan(recipe: Recipe, *, devices: Devices, typed: Sequence[str], on_even
         devices=devices,
         gradient=_gradient(costs, tokens=recipe.data.limit * length),
         ways=found,
-        uncounted=[Uncounted(product=kind, reason=why) for kind, why in costs.working.reasons.items()],
+        uncounted=_uncounted(costs, found),
         recommended=recommended(recipe, found, typed=typed, rows=rows),
-        enough=None if any(way.fits for way in found) else _enough(recipe, leanest, subject, devices),
+        enough=None if any(way.fits for way in found) else _enough(recipe, subject, costs_at, tried, devices),
         notes=_notes(bare, costs, found),
     )
 
 
-def _enough(recipe: Recipe, costs: Costs, subject: _Subject, devices: Devices) -> Enough | None:
-    if devices.count == 1:
-        costs = replace(costs, gathered=_gathered(recipe, subject, costs.batch_size, 2))
+def _enough(
+    recipe: Recipe, subject: _Subject, costs_at: CostsAt, rows: Sequence[int], devices: Devices
+) -> Enough | None:
+    """Of sharded weights alone: what each of many devices holds besides does not depend on their number."""
+
+    @cache
+    def gathered_at(rows: int) -> Costs:
+        costs = costs_at(rows)
+        if devices.count > 1:
+            return replace(costs, spread=tuple)
+        return replace(costs, gathered=cache(lambda: _gathered(recipe, subject, rows, 2)), spread=tuple)
+
     for count in (2**power for power in range(1, 13)):
         if count > devices.count:
             more = devices.model_copy(update={"count": count})
-            fitting = [way for way in ways(costs, subject.demands, more, subject.kinds) if way.fits and way.exact]
+            found = ways(gathered_at, rows[-1:], subject.demands, more, subject.kinds)
+            fitting = [way for way in found if way.fits and way.exact]
             if fitting:
                 return Enough(num_devices=count, placement=fitting[0].placement, product=fitting[0].product)
     return None
@@ -118,7 +133,9 @@ def _enough(recipe: Recipe, costs: Costs, subject: _Subject, devices: Devices) -
 
 def _subject(recipe: Recipe, bare: BareModel, *, rows: int, length: int) -> _Subject:
     operator = recipe.operator
-    chosen = select_parameters(bare.model, params=operator.params, exclude=operator.exclude)
+    chosen = select_parameters(
+        bare.model, params=operator.params, exclude=operator.exclude, adapter=bare.adapter_parameters
+    )
     risk = _risk(bare.model, chosen, bare, rows=rows, length=length)
     names, numels = list(chosen), [p.numel() for p in chosen.values()]
     blocks = (
@@ -153,23 +170,31 @@ def _costs(recipe: Recipe, subject: _Subject, devices: Devices) -> Costs:
     bare, risk, storage, several = subject.bare, subject.risk, storage_of(recipe), devices.count > 1
     together = _together(subject)
     in_files = devices.found and devices.host_bytes is None
-    rows, length = risk.batches[0].targets.shape[0], _length(risk)
-    working = working_set(risk, num_experts=bare.num_experts, kinds=subject.kinds, vectors=together)
+    rows = risk.batches[0].targets.shape[0]
+    experts = bare.num_experts
+
+    def gathered() -> Counts:
+        return _gathered(recipe, subject, rows, devices.count) if several else {}
+
+    def spread() -> Sequence[OnDevice]:
+        return _spread(subject, devices.count, together=together) if several else ()
+
     return Costs(
-        sizes=sizes_of(
-            bare.model, risk.parameters, num_experts=bare.num_experts, experts_per_token=bare.experts_per_token
-        ),
+        sizes=sizes_of(bare.model, num_experts=bare.num_experts, experts_per_token=bare.experts_per_token),
         dimension=risk.space.dimension,
         vector=risk.space.vector_bytes(),
         basis_vector=sum(storage.vector_bytes(numel, risk.space.dtype) for numel in risk.space.numels),
         basis_place=storage.place,
-        working=working,
-        fetched=fetched_set(
-            risk, num_experts=bare.num_experts, kinds=_by_layer(subject), vectors=together, in_files=in_files
+        gradient=cache(lambda: working_set(risk, num_experts=experts, kinds=(), vectors=1)),
+        working=cache(lambda: working_set(risk, num_experts=experts, kinds=subject.kinds, vectors=together)),
+        fetched=cache(
+            lambda: fetched_set(
+                risk, num_experts=experts, kinds=_by_layer(subject), vectors=together, in_files=in_files
+            )
         ),
-        gathered=_gathered(recipe, subject, rows, devices.count) if several else {},
-        in_files=in_files,
-        fewer=_fewer(subject, rows=rows, length=length, together=together) if several else None,
+        gathered=cache(gathered),
+        spread=cache(spread),
+        by_layer=_by_layer(subject) if outermost_layers(bare.model) else set(),
         batch_size=rows,
         num_batches=-(-recipe.data.limit // rows),
     )
@@ -197,24 +222,30 @@ def _gathered(recipe: Recipe, subject: _Subject, rows: int, count: int) -> Count
     )
 
 
-def _length(risk: EmpiricalRisk) -> int:
-    ids = risk.batches[0].inputs.get("input_ids")
-    return 1 if ids is None else ids.shape[1]
+def _spread(subject: _Subject, count: int, *, together: int) -> list[OnDevice]:
+    """Layers over so many devices: the first, the last, and of those between the ones that have most."""
+    model, risk = subject.bare.model, subject.risk
+    homes = spread_over(model, count=count)
+    if homes is None:
+        return []
+    weights, selected = [0] * count, [0] * count
+    for name, x in (*model.named_parameters(), *model.named_buffers()):
+        weights[homes.parameters[name]] += x.nbytes
+        selected[homes.parameters[name]] += x.numel() if x.requires_grad else 0
+    ends = {0, *homes.outside.values()}
+    between = [device for device in range(count) if device not in ends]
+    fullest = {max(between, key=each.__getitem__) for each in (weights, selected)} if between else set()
+    kept = sorted(ends | fullest)
 
+    @cache
+    def counted() -> list[WorkingSet]:
+        experts = subject.bare.num_experts
+        return working_sets(risk, homes.only(kept), num_experts=experts, kinds=subject.kinds, vectors=together)
 
-def _fewer(subject: _Subject, *, rows: int, length: int, together: int) -> tuple[WorkingSet, float] | None:
-    """Counted with a quarter of the layers: on several devices each has some of them."""
-    found = with_few_layers(subject.bare.model, divisor=4)
-    if found is None:
-        return None
-    model, share = found
-    named = dict(model.named_parameters())
-    chosen = {name: named[name] for name in subject.risk.space.names if name in named}
-    if not chosen:
-        return None
-    risk = _risk(model, chosen, subject.bare, rows=rows, length=length)
-    kinds = tuple(kind for kind in subject.kinds if kind != "finite-difference")
-    return working_set(risk, num_experts=subject.bare.num_experts, kinds=kinds, vectors=together), share
+    return [
+        OnDevice(weights[device], selected[device] / risk.space.dimension, lambda place=place: counted()[place])  # type: ignore[misc]
+        for place, device in enumerate(kept)
+    ]
 
 
 def _model(bare: BareModel, costs: Costs) -> PlannedModel:
@@ -234,12 +265,20 @@ def _model(bare: BareModel, costs: Costs) -> PlannedModel:
     )
 
 
+def _uncounted(costs: Costs, found: Sequence[Way]) -> list[Uncounted]:
+    """Of what there was room to count."""
+    if any(way.placement == "single" and way.product_bytes is None for way in found):
+        return []
+    return [Uncounted(product=kind, reason=why) for kind, why in costs.working().reasons.items()]
+
+
 def _gradient(costs: Costs, *, tokens: int) -> Gradient:
-    found = costs.working.held.get("gradient")
+    gradient = costs.gradient()
+    found = gradient.held.get("gradient")
     return Gradient(
-        activations_bytes=costs.working.activations,
-        scores_bytes=costs.working.scores,
-        score_chunk_bytes=costs.working.score_chunk,
+        activations_bytes=gradient.activations,
+        scores_bytes=gradient.scores,
+        score_chunk_bytes=gradient.score_chunk,
         peak_bytes=None if found is None else found.own,
         teraflops=6 * costs.sizes.active * tokens / 1e12,
     )
@@ -248,8 +287,13 @@ def _gradient(costs: Costs, *, tokens: int) -> Gradient:
 def _notes(bare: BareModel, costs: Costs, found: Sequence[Way]) -> list[str]:
     notes = [
         "cost is in gradients; bytes are of tensors on the fullest device, with rows taken to be full; a tenth of a "
-        "device is left to its runtime"
+        "device is left to its runtime",
+        "of rows: the part of a product that grows with the rows of a batch, where all else fits",
     ]
+    if any(way.product_bytes is None for way in found):
+        notes.append("> where weights and vectors alone do not fit: no product is counted")
+    if any(way.batch_size != costs.batch_size for way in found):
+        notes.append(f"rows: of a batch, where {costs.batch_size} do not fit as many as do, by halves")
     if (
         bare.stored_elements is not None
         and abs(bare.stored_elements - bare.num_parameters) > 0.01 * bare.num_parameters
@@ -261,8 +305,8 @@ def _notes(bare: BareModel, costs: Costs, found: Sequence[Way]) -> list[str]:
         notes.append("no layers are marked in this architecture: it is not taken layer by layer")
     if any(not way.exact for way in found):
         notes.append("* is not exact: every interval allows for its error")
-    if any(way.num_devices > 1 or way.placement == "offloaded" for way in found):
-        notes.append("layerwise is counted on one device and divided by formula; fsdp and offloaded are counted")
     if bare.num_experts > 1:
         notes.append("experts weigh by their total and compute by those that a token goes through; routing is even")
+    if (at_once := experts_at_once(bare.model, of=bare.num_experts)) < bare.num_experts:
+        notes.append(f"offloaded, experts come {at_once} at a time: a product takes up to 1.9 times the cost given")
     return notes

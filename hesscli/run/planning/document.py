@@ -86,9 +86,15 @@ class Way(Part):
     weights_bytes: int
     vectors_bytes: int
     basis_bytes: int
-    product_bytes: int
-    """The product's own: activations, derivatives, scores, gradients that are not yet added up."""
+    product_bytes: int | None
+    """The product's own: activations, derivatives, scores, gradients that are not yet added up.
+
+    None, and not counted, where all else alone does not fit.
+    """
+    activations_bytes: int | None
+    """Of these what grows with the rows of a batch."""
     total_bytes: int
+    """Without a product that is not counted, which comes on top."""
     host_bytes: int
     """On the host beside, where weights or vectors are kept there."""
     disk_bytes: int

@@ -1,35 +1,36 @@
 """What a product holds where weights are fetched from the host, or gathered from other processes, layer by layer.
 
-Counted by the residence's own code on `meta`, as other products are (`working_set.py`). Of a deep model two copies
-with fewer layers are counted: what is held for each layer, its values and tangents at the boundary, grows by the same
-from layer to layer.
+Counted by the residence's own code on `meta`, as other products are (`working_set.py`).
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 
-from hesscli.checkpoint.bare import with_few_layers
 from hesscli.checkpoint.layers import outermost_layers
+from hesscli.checkpoint.spread import at_home
 from hesscli.curvature.layers.layered import LayeredOperator
 from hesscli.curvature.layers.layered_risk import LayeredRisk
+from hesscli.curvature.layers.offloaded import experts_at_once
 from hesscli.curvature.layers.stack import Stack, UnknownStructureError, find_stack
 from hesscli.curvature.risk import LOOKED_AT, EmpiricalRisk
 from hesscli.curvature.score_curvature import SoftmaxCurvature
 from hesscli.curvature.sharded.chunked import ChunkedPass
 from hesscli.curvature.sharded.layered import ShardedLayeredOperator
 from hesscli.data import Batch
-from hesscli.run.planning.fetched import VECTORS, WEIGHTS, CountedFetch, fetched_risk
+from hesscli.run.planning.counting.course import Course, extended
+from hesscli.run.planning.counting.regions import Regions
+from hesscli.run.planning.counting.sites import EXPERTS, Mark, Sites
+from hesscli.run.planning.fetched import CountedFetch, fetched_risk
 from hesscli.run.planning.gathered import CountedSweeps, gathered_risk
 from hesscli.run.planning.meta_bytes import MetaBytes
-from hesscli.run.planning.working_set import BEYOND, EXPERTS, Work, for_all, most_positions
-
-_DEEP = 16  # layers: from here on a quarter and an eighth of them are counted
+from hesscli.run.planning.working_set import BEYOND, COUNTED, Work, chosen_of, most_positions
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +50,9 @@ class HeldElsewhere:
         return self.own + self.weights + self.vectors
 
 
+S = TypeVar("S")
 Counts = dict[tuple[Work, int], HeldElsewhere]
 """By product and the number of vectors at once."""
-_Counted = Callable[[nn.Module, EmpiricalRisk, int], Counts]
 
 
 def fetched_set(risk: EmpiricalRisk, *, num_experts: int, kinds: Set[Work], vectors: int, in_files: bool) -> Counts:
@@ -59,12 +60,17 @@ def fetched_set(risk: EmpiricalRisk, *, num_experts: int, kinds: Set[Work], vect
 
     Empty where the product is not possible or could not be counted.
     """
+    num_experts = experts_at_once(risk.model, of=num_experts)
 
-    def counted(model: nn.Module, risk: EmpiricalRisk, num_hit: int) -> Counts:
-        fetched, residence = fetched_risk(model, risk.batches, names=risk.space.names, in_files=in_files)
-        return dict(_of_fetched(fetched, residence, num_experts, num_hit, kinds, vectors))
+    def prepared(model: nn.Module, mark: Mark, hit: int) -> _Fetched:
+        regions = mark(model)
+        found = fetched_risk(model, risk.batches, names=chosen_of(model), in_files=in_files)
+        return _Fetched(*found, regions, num_experts, hit)
 
-    return _over_depth_and_experts(risk, num_experts, counted)
+    def work(site: _Fetched) -> dict[tuple[Work, int], Course]:
+        return dict(site.counted(kinds, vectors))
+
+    return _over(risk, num_experts, vectors, prepared, work)
 
 
 def gathered_set(
@@ -77,96 +83,118 @@ def gathered_set(
     batch = risk.batches[0]
     few = Batch({name: value[:rows] for name, value in batch.inputs.items()}, batch.targets[:rows])
 
-    def counted(model: nn.Module, risk: EmpiricalRisk, num_hit: int) -> Counts:
-        swept = gathered_risk(model, few, names=risk.space.names, count=count)
-        return dict(_of_gathered(swept, num_experts, num_hit, kinds, vectors))
+    def prepared(model: nn.Module, mark: Mark, hit: int) -> _Gathered:
+        found = gathered_risk(model, few, names=chosen_of(model), count=count)
+        return _Gathered(found, mark(found.swept.model), num_experts, hit)
 
-    found = _over_depth_and_experts(risk, num_experts, counted)
+    def work(site: _Gathered) -> dict[tuple[Work, int], Course]:
+        return dict(site.counted(kinds, vectors))
+
+    found = _over(risk, num_experts, vectors, prepared, work)
     if "finite-difference" in kinds:
         with suppress(UnknownStructureError, *BEYOND):
             found["finite-difference", 1] = _over_ranks(risk, few, num_experts, count)
     return found
 
 
-def _over_depth_and_experts(risk: EmpiricalRisk, num_experts: int, counted: _Counted) -> Counts:
-    hits = [min(hit, num_experts) for hit in EXPERTS][: 1 if num_experts <= EXPERTS[0] else None]
+def _over(
+    risk: EmpiricalRisk,
+    num_experts: int,
+    vectors: int,
+    prepared: Callable[[nn.Module, Mark, int], S],
+    work: Callable[[S], Mapping[tuple[Work, int], Course]],
+) -> Counts:
+    def more(site: S) -> dict[tuple[Work, int], Course]:
+        """With all of the vectors, from what was counted with a few of them."""
+        found = dict(work(site))
+        for kind, few in list(found):
+            if 1 < few < vectors:
+                several = extended(found[kind, 1], found.pop((kind, few)), times=(vectors - 1) / (few - 1))
+                if several is None:
+                    msg = "several vectors do not go through the layers as one does"
+                    raise UnknownStructureError(msg)
+                found[kind, vectors] = several
+        return found
+
     try:
-        found = [_over_depth(risk, counted, hit) for hit in hits]
+        sites = Sites(risk.model, at_home(risk.model), num_experts=num_experts, ends=2, prepare=prepared)
+        found = sites.worst(more)
     except (UnknownStructureError, *BEYOND):
         return {}
-    return {
-        key: HeldElsewhere(*(for_all([getattr(counts[key], part) for counts in found], num_experts) for part in _PARTS))
-        for key in found[0]
-    }
+    return {key: _named(parts[0]) for key, parts in found.items()}
 
 
-_PARTS = ("own", "weights", "vectors")
+def _named(parts: np.ndarray) -> HeldElsewhere:
+    everything, weights, vectors = (int(n) for n in parts)
+    return HeldElsewhere(everything - weights - vectors, weights, vectors)
 
 
-def _over_depth(risk: EmpiricalRisk, counted: _Counted, num_hit: int) -> Counts:
-    model: Any = risk.model
-    num_layers = len(outermost_layers(model))
-    more, fewer = (with_few_layers(model, divisor=d) if num_layers >= _DEEP else None for d in (4, 8))
-    if more is None or fewer is None:
-        return counted(copy.deepcopy(model), risk, num_hit)
-    after, before = (counted(found, risk, num_hit) for found, _ in (more, fewer))
-    depths = [num_layers * share for _, share in (more, fewer)]
-    out: Counts = {}
-    for key, held in after.items():
-        each = (held.own - before[key].own) / max(1.0, depths[0] - depths[1])
-        out[key] = HeldElsewhere(held.own + max(0, int(each * (num_layers - depths[0]))), held.weights, held.vectors)
-    return out
+class _Fetched:
+    """Products with fetched layers, under a count."""
+
+    def __init__(
+        self, risk: LayeredRisk, residence: CountedFetch, regions: Regions, num_experts: int, num_hit: int
+    ) -> None:
+        self._risk, self._residence = risk, residence
+        self._given = {"num_experts": num_experts, "num_hit": num_hit}
+        self._regions = regions
+        with self._mode(None):
+            self._stack = find_stack(risk.first_row(most=LOOKED_AT))
+        with self._mode(self._stack):
+            risk.gradient()  # in which the residence sees what follows what, and reads ahead from then on
+
+    def counted(self, kinds: Set[Work], vectors: int) -> Iterator[tuple[tuple[Work, int], Course]]:
+        """By product and number of vectors."""
+        risk, stack = self._risk, self._stack
+        given = [risk.space.zeros() for _ in range(min(vectors, COUNTED))]
+        for kind in sorted(kinds):
+            if kind == "finite-difference":
+                with self._mode(stack) as count:
+                    risk.gradient_along(given[0], 1.0)
+                yield (kind, 1), _without(count.course, risk.space.vector_bytes())
+                continue
+            operator = LayeredOperator(risk, stack, SoftmaxCurvature() if kind == "layered-ggn" else None)
+            for together in {1, min(vectors, COUNTED)}:
+                with self._mode(stack) as count:
+                    operator.matvecs(given[:together])
+                yield (kind, together), _without(count.course, together * risk.space.vector_bytes())
+
+    def _mode(self, stack: Stack | None) -> MetaBytes:
+        mode = MetaBytes(**self._given, most_positions=most_positions(stack), regions=self._regions)
+        self._residence.mode = mode
+        return mode
 
 
-def _of_fetched(
-    risk: LayeredRisk, residence: CountedFetch, num_experts: int, num_hit: int, kinds: Set[Work], vectors: int
-) -> Iterator[tuple[tuple[Work, int], HeldElsewhere]]:
-    def mode(stack: Stack | None) -> MetaBytes:
-        residence.mode = MetaBytes(num_experts=num_experts, num_hit=num_hit, most_positions=most_positions(stack))
-        return residence.mode
+class _Gathered:
+    """Products with layers that are gathered, likewise."""
 
-    with mode(None):
-        stack = find_stack(risk.first_row(most=LOOKED_AT))
-    given = [risk.space.zeros() for _ in range(vectors)]
-    with mode(stack):
-        risk.gradient()  # in which the residence sees what follows what, and reads ahead from then on
-    for kind in sorted(kinds):
-        if kind == "finite-difference":
-            with mode(stack) as count:
-                risk.gradient_along(given[0], 1.0)
-            yield (kind, 1), _by_name(count, less=risk.space.vector_bytes())
-            continue
-        operator = LayeredOperator(risk, stack, SoftmaxCurvature() if kind == "layered-ggn" else None)
-        for together in {1, vectors}:
-            with mode(stack) as count:
-                operator.matvecs(given[:together])
-            yield (kind, together), _by_name(count, less=together * risk.space.vector_bytes())
+    def __init__(self, risk: CountedSweeps, regions: Regions, num_experts: int, num_hit: int) -> None:
+        self._risk, self._regions = risk, regions
+        self._given = {"num_experts": num_experts, "num_hit": num_hit}
+        with self._mode(None):
+            self._stack = risk.swept.find_stack()
 
+    def counted(self, kinds: Set[Work], vectors: int) -> Iterator[tuple[tuple[Work, int], Course]]:
+        """By product and number of vectors."""
+        risk, stack = self._risk, self._stack
+        given = [risk.space.zeros() for _ in range(min(vectors, COUNTED))]
+        for kind in sorted(kinds - {"finite-difference"}):
+            curvature = SoftmaxCurvature() if kind == "layered-ggn" else None
+            operator: Any = ShardedLayeredOperator(risk, stack, curvature)  # type: ignore[arg-type]
+            for together in {1, min(vectors, COUNTED)}:
+                with self._mode(stack):
+                    operator.matvecs(given[:together])  # layers are gathered ahead from the second product on
+                with self._mode(stack) as count:
+                    operator.matvecs(given[:together])
+                yield (kind, together), _without(count.course, together * risk.space.vector_bytes())
 
-def _by_name(count: MetaBytes, *, less: int) -> HeldElsewhere:
-    weights, vectors = count.at_peak[WEIGHTS], count.at_peak[VECTORS]
-    return HeldElsewhere(count.peak - weights - vectors - less, weights, vectors)
+    def _mode(self, stack: Stack | None) -> MetaBytes:
+        return MetaBytes(**self._given, most_positions=most_positions(stack), regions=self._regions)
 
 
-def _of_gathered(
-    risk: CountedSweeps, num_experts: int, num_hit: int, kinds: Set[Work], vectors: int
-) -> Iterator[tuple[tuple[Work, int], HeldElsewhere]]:
-    def mode(stack: Stack | None) -> MetaBytes:
-        return MetaBytes(num_experts=num_experts, num_hit=num_hit, most_positions=most_positions(stack))
-
-    with mode(None):
-        stack = risk.swept.find_stack()
-    given = [risk.space.zeros() for _ in range(vectors)]
-    for kind in sorted(kinds):
-        if kind == "finite-difference":
-            continue
-        operator: Any = ShardedLayeredOperator(risk, stack, SoftmaxCurvature() if kind == "layered-ggn" else None)  # type: ignore[arg-type]
-        for together in {1, vectors}:
-            with mode(stack):
-                operator.matvecs(given[:together])  # layers are gathered ahead from the second product on
-            with mode(stack) as count:
-                operator.matvecs(given[:together])
-            yield (kind, together), HeldElsewhere(count.peak - together * risk.space.vector_bytes(), 0, 0)
+def _without(course: Course, results: int) -> Course:
+    """What comes out is made before anything else."""
+    return {place: held - [[results, 0, 0]] for place, held in course.items()}
 
 
 def _over_ranks(risk: EmpiricalRisk, batch: Batch, num_experts: int, count: int) -> HeldElsewhere:

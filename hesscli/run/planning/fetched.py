@@ -17,10 +17,9 @@ from hesscli.curvature.layers.layered_risk import LayeredRisk
 from hesscli.curvature.layers.offloaded import Offloaded
 from hesscli.data import Batch
 from hesscli.linalg.space import ParameterSpace
-from hesscli.run.planning.meta_bytes import MetaBytes
+from hesscli.run.planning.meta_bytes import VECTORS, WEIGHTS, MetaBytes
 
 T = TypeVar("T")
-WEIGHTS, VECTORS = "weights", "vectors"
 
 
 class CountedFetch(Offloaded):
@@ -35,16 +34,17 @@ class CountedFetch(Offloaded):
         self.space = ParameterSpace(names, parameters)  # on `meta` too: what lies on the host is not counted by copies
         self._reader = _AtOnce()  # type: ignore[assignment]
         self.mode: MetaBytes | None = None
-        self._in_files = in_files
+        self.vectors_elsewhere = not in_files
 
     def whole(self, place: int, part: torch.Tensor) -> torch.Tensor:
-        """A copy, where the part does not lie beside its weight or is wider."""
-        weight = self._parameters[place]
-        there = id(weight) not in self._read_of and not self._in_files
-        if self.mode is None or (there and part.dtype == weight.dtype):
+        """A copy: vectors lie on the host while a device computes, and in files where the host does."""
+        if self.mode is None:
             return part
         with self.mode.named(VECTORS):
-            return part.to(weight.dtype, copy=True)
+            return part.to(self._parameters[place].dtype, copy=True)
+
+    def _read_rows(self, p: nn.Parameter, rows: slice | None) -> torch.Tensor:
+        return self._made(p if rows is None else p.detach()[rows])
 
     def _made(self, p: torch.Tensor) -> torch.Tensor:
         if self.mode is None:
@@ -67,7 +67,7 @@ def fetched_risk(
 ) -> tuple[LayeredRisk, CountedFetch]:
     """A risk whose layers are fetched, and the residence that does it; the model is for this alone.
 
-    `in_files`: every part of a vector lies in a file, where the host computes; else those beside what is resident.
+    `in_files`: every part of a vector lies in a file, where the host computes; else on the host, where a device does.
     """
     named = dict(model.named_parameters())
     given: dict[str, Any] = {"names": [name for name in names if name in named]}

@@ -12,10 +12,20 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hesscli.run.planning.counting.course import Course
+from hesscli.run.planning.counting.regions import Region, Regions
+
+NAMES = WEIGHTS, VECTORS = "weights", "vectors"  # what is counted by name
 _aten = torch.ops.aten
+# Of operations that were seen, for all counts of a process: what a pure one returns for arguments of these forms,
+# whether it is pure, and whether it makes tensors.
+_forms: dict[Hashable, list[tuple[Any, ...]]] = {}
+_pure: dict[Any, bool] = {}
+_makes: dict[Any, bool] = {}
 
 
 class MetaBytes(TorchDispatchMode):
@@ -26,27 +36,34 @@ class MetaBytes(TorchDispatchMode):
     holds for all. Seconds for a model of any width: about 30 microseconds an operation.
     """
 
-    def __init__(self, *, num_experts: int, num_hit: int, most_positions: int) -> None:
+    def __init__(self, *, num_experts: int, num_hit: int, most_positions: int, regions: Regions | None = None) -> None:
         super().__init__()
         self.live = self.peak = 0
-        self.at_peak = Counter[str]()
-        """Of the peak, the bytes that have a name."""
-        self._name, self._named = "", Counter[str]()
+        self._regions = regions
+        self._now = [[0] * (1 + len(NAMES)) for _ in range(1 if regions is None else regions.count)]
+        self._worst, self._layer, self._times = [list(held) for held in self._now], -1, Counter[int]()
+        self._stretches: dict[tuple[int, int], list[list[int]]] = {(-1, 0): self._worst}
+        self._part = self._device = 0
         self._experts, self._hit, self._most_positions = num_experts, num_hit, most_positions
         self._held: dict[int, weakref.ref[torch.UntypedStorage]] = {}
-        self._forms: dict[Hashable, list[tuple[Any, ...]] | None] = {}
-        self._pure: dict[Any, bool] = {}
-        self._makes: dict[Any, bool] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self._regions is None:
+            return self._run(func, args, kwargs)
+        self._go_to(self._regions.here())
+        out = self._run(func, args, kwargs)
+        self._regions.passed()
+        return out
+
+    def _run(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         answer = self._answered(func.overloadpacket, args, kwargs)
         if answer is not None:
             return answer
         out = self._computed(func, args, kwargs)
-        if self._makes[func]:
+        if _makes[func]:
             for leaf in out if isinstance(out, tuple | list) else (out,):
                 if isinstance(leaf, torch.Tensor) and not leaf._is_zerotensor():  # which takes no memory
                     self._count(leaf.untyped_storage())
@@ -56,27 +73,58 @@ class MetaBytes(TorchDispatchMode):
         key, size = storage._cdata, storage.nbytes()
         if key in self._held or not size:
             return
-        name = self._name
         self.live += size
-        self._named[name] += size
-        if self.live > self.peak:
-            self.peak, self.at_peak = self.live, self._named.copy()
+        self.peak = max(self.peak, self.live)
+        device, part = self._device, self._part
+        self._add(device, part, size)
 
         def release(_: object, key: int = key, size: int = size) -> None:
             del self._held[key]
             self.live -= size
-            self._named[name] -= size
+            self._add(device, part, -size)
 
         self._held[key] = weakref.ref(storage, release)
+
+    @property
+    def course(self) -> Course:
+        """Where regions are known: the worst moment in each layer, by device; of its bytes those that have a name."""
+        return {place: np.array(held, np.int64) for place, held in self._stretches.items()}
+
+    @property
+    def left(self) -> Course:
+        """What is held now."""
+        return {(-1, 0): np.array(self._now, np.int64)}
+
+    def __enter__(self) -> "MetaBytes":
+        if self._regions is not None:
+            self._regions.start()
+        super().__enter__()
+        return self
+
+    def _add(self, device: int, part: int, size: int) -> None:
+        now = self._now[device]
+        now[0] += size
+        if part:
+            now[part] += size
+        if now[0] > self._worst[device][0]:
+            self._worst[device] = list(now)
+
+    def _go_to(self, region: Region) -> None:
+        self._device = region.device
+        if region.layer not in (-1, self._layer):
+            self._layer = region.layer
+            self._worst = [list(held) for held in self._now]
+            self._stretches[self._layer, self._times[self._layer]] = self._worst
+            self._times[self._layer] += 1
 
     @contextmanager
     def named(self, name: str) -> Iterator[None]:
         """For the block, what is made counts under this name too."""
-        before, self._name = self._name, name
+        before, self._part = self._part, 1 + NAMES.index(name)
         try:
             yield
         finally:
-            self._name = before
+            self._part = before
 
     def _answered(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """What follows from numbers, by rule; None for any other operation."""
@@ -98,16 +146,16 @@ class MetaBytes(TorchDispatchMode):
 
     def _computed(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """The operation on `meta`; of a pure one that was seen before with such arguments the form is known."""
-        if func not in self._pure:
+        if func not in _pure:
             schema = func._schema
             # A view, of a weight say, and what is written in place take no memory.
-            self._makes[func] = all(part.alias_info is None for part in schema.returns)
-            self._pure[func] = self._makes[func] and all(part.alias_info is None for part in schema.arguments)
-        if not self._pure[func]:
+            _makes[func] = all(part.alias_info is None for part in schema.returns)
+            _pure[func] = _makes[func] and all(part.alias_info is None for part in schema.arguments)
+        if not _pure[func]:
             return func(*args, **kwargs)
         try:
             key = (func, _form(args), tuple((name, _form(value)) for name, value in kwargs.items()))
-            known = self._forms.get(key)
+            known = _forms.get(key)
         except TypeError:  # an argument without a hash
             return func(*args, **kwargs)
         if known is not None:
@@ -116,7 +164,7 @@ class MetaBytes(TorchDispatchMode):
         out = func(*args, **kwargs)
         leaves = out if isinstance(out, tuple) else (out,)
         if all(map(_is_plain, leaves)) and not (isinstance(out, tuple) and len(out) == 1):
-            self._forms[key] = [(tuple(leaf.shape), leaf.stride(), leaf.dtype) for leaf in leaves]
+            _forms[key] = [(tuple(leaf.shape), leaf.stride(), leaf.dtype) for leaf in leaves]
         return out
 
 

@@ -1,13 +1,12 @@
 """Bytes on the fullest device, by placement and product.
 
-On one device every number is counted, and so is what a layer needs that is fetched or gathered (`elsewhere.py`). The
-rest is divided by formula: a layerwise placement holds contiguous layers, of which the fullest device has
-ceil(layers / N), and what lies outside of them; offloading leaves layers and vectors on the host, but for what lies
-outside of layers; sharding holds 1 / N of weights, vectors and basis.
+Products are counted: on one device, on each of several that layers are spread over, and what a layer needs that is
+fetched or gathered (`elsewhere.py`). Offloading leaves layers and all vectors on the host; sharding holds 1 / N of
+weights, vectors and basis. Where a batch does not fit, half of its rows are tried, down to one.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 
 from hesscli.run.figures.basis import SHARE as BASIS_SHARE
@@ -24,6 +23,18 @@ IN_A_DIFFERENCE = 4  # vectors beside the one that is multiplied and its product
 
 
 @dataclass(frozen=True, slots=True)
+class OnDevice:
+    """What one of several devices has of a model."""
+
+    weights: int
+    """Bytes, of buffers too."""
+    share: float
+    """Of the selected parameters."""
+    working: Callable[[], WorkingSet]
+    """Counted when it is asked for."""
+
+
+@dataclass(frozen=True, slots=True)
 class Costs:
     """All that placements are made of."""
 
@@ -34,28 +45,60 @@ class Costs:
     basis_vector: int
     """Bytes of one vector of a basis, as it is kept."""
     basis_place: str
-    working: WorkingSet
-    fetched: Counts
+    gradient: Callable[[], WorkingSet]
+    """A gradient alone, counted when it is asked for, as the next four are."""
+    working: Callable[[], WorkingSet]
+    fetched: Callable[[], Counts]
     """What products hold on a device whose layers are fetched."""
-    gathered: Counts
+    gathered: Callable[[], Counts]
     """What products hold where weights are sharded; empty where there is one device."""
-    in_files: bool
-    """Whether the host computes: then all vectors of an offloaded run lie in files."""
-    fewer: tuple[WorkingSet, float] | None
-    """The same counted with a share of the layers: what grows with their number."""
+    spread: Callable[[], Sequence[OnDevice]]
+    """The devices of a layerwise placement, of those that are alike one; empty where there is none."""
+    by_layer: Set[Work]
+    """The products that do not need all weights at once, if layers are understood."""
     batch_size: int
     num_batches: int
 
 
-def ways(costs: Costs, demands: list[Demand], devices: Devices, kinds: tuple[Work, ...]) -> Iterator[Way]:
-    """Every placement and product that hess has, each with the first way to run the probe that fits."""
+CostsAt = Callable[[int], Costs]
+"""Of batches of so many rows."""
+
+
+def ways(
+    costs_at: CostsAt, rows: Sequence[int], demands: list[Demand], devices: Devices, kinds: tuple[Work, ...]
+) -> Iterator[Way]:
+    """Every placement and product that hess has, each with the first way to run the probe that fits.
+
+    `rows` are the sizes of a batch that may be tried, the largest first.
+    """
     placements: list[Placement] = ["single", "offloaded"]
     if devices.count > 1:
         placements = ["single", "layerwise", "fsdp", "offloaded"]
     for placement in placements:
         for kind in kinds:
-            if kind in costs.working.held and _exists(placement, kind, costs):
-                yield _first_that_fits(placement, kind, costs, demands, devices)
+            if (way := _largest_that_fits(placement, kind, costs_at, rows, demands, devices)) is not None:
+                yield way
+
+
+def halves(rows: int) -> list[int]:
+    """From so many rows down to one."""
+    return [rows, *halves(rows // 2)] if rows > 1 else [1]
+
+
+def _largest_that_fits(
+    placement: Placement, kind: Work, costs_at: CostsAt, rows: Sequence[int], demands: list[Demand], devices: Devices
+) -> Way | None:
+    """With the largest batch that fits, with the smallest if none does and a batch decides; None if there is no way."""
+
+    def way(size: int) -> Way | None:
+        return _first_that_fits(placement, kind, costs_at, size, demands, devices)
+
+    whole = way(rows[0])
+    if whole is None or whole.fits or len(rows) == 1 or whole.product_bytes is None:
+        return whole
+    least = way(rows[-1]) or whole
+    found = (way(size) for size in rows[1:-1])
+    return next((smaller for smaller in found if smaller is not None and smaller.fits), least) if least.fits else least
 
 
 def gradients_of(kind: Work, together: int, *, fetched: bool) -> float:
@@ -70,35 +113,77 @@ def gradients_of(kind: Work, together: int, *, fetched: bool) -> float:
 
 
 def _exists(placement: Placement, kind: Work, costs: Costs) -> bool:
+    """Whether it can be counted."""
     if placement == "offloaded":
-        return (kind, 1) in costs.fetched
-    return (kind, 1) in costs.gathered if placement == "fsdp" else True
+        return (kind, 1) in costs.fetched()
+    if placement == "fsdp":
+        return (kind, 1) in costs.gathered()
+    working = [costs.working()] if placement == "single" else [device.working() for device in costs.spread()]
+    return bool(working) and all(kind in one.held for one in working)
 
 
-def _first_that_fits(placement: Placement, kind: Work, costs: Costs, demands: list[Demand], devices: Devices) -> Way:
+def _shares(placement: Placement, kind: Work, costs: Costs) -> bool:
+    """Whether several vectors at once take more memory than one."""
+    if placement in ("offloaded", "fsdp"):
+        counts = costs.fetched() if placement == "offloaded" else costs.gathered()
+        return any(name == kind and number > 1 for name, number in counts)
+    working = costs.working() if placement == "single" else costs.spread()[0].working()
+    return working.held[kind].further > 0
+
+
+def _first_that_fits(
+    placement: Placement, kind: Work, costs_at: CostsAt, rows: int, demands: list[Demand], devices: Devices
+) -> Way | None:
     """Bases before none, and vectors multiplied together before one by one, to which a run retreats by itself."""
-    way = None
-    alone = costs.working.held[kind].further > 0
+    costs, way = costs_at(rows), None
+    if placement == "layerwise" and not costs.spread():
+        return None
+    if placement in ("fsdp", "offloaded") and kind not in costs.by_layer:
+        return None
     if placement == "offloaded" and devices.host_bytes is None:  # what the host has is not known: ask least of it
         demands = demands[-1:]
-    tries = [(demand, together) for demand in demands for together in ([demand.together, 1] if alone else [0])]
-    for demand, together in tries:
-        way = _way(placement, kind, costs, demand, devices, most=together or demand.together)
-        room = devices.bytes_each - way.weights_bytes
-        if way.fits and (costs.basis_place != "device" or way.basis_bytes <= BASIS_SHARE * room):
-            break
-    assert way is not None
+    for demand in demands:
+        for most in (demand.together, 1):
+            way = _way(placement, kind, costs_at, rows, demand, devices, most=most)
+            if way is None:
+                return None
+            room = devices.bytes_each - way.weights_bytes
+            if way.fits and (costs.basis_place != "device" or way.basis_bytes <= BASIS_SHARE * room):
+                return way
+            if way.product_bytes is None or not _shares(placement, kind, costs):
+                break
     return way
 
 
-def _way(placement: Placement, kind: Work, costs: Costs, demand: Demand, devices: Devices, *, most: int) -> Way:
+def _way(
+    placement: Placement, kind: Work, costs_at: CostsAt, rows: int, demand: Demand, devices: Devices, *, most: int
+) -> Way | None:
+    """None where it cannot be counted; it is not counted where all else alone does not fit."""
+    costs, room = costs_at(rows), FULL * devices.bytes_each
     count = devices.count if placement in ("layerwise", "fsdp") else 1
-    phases = [_phase(placement, kind, costs, phase, count, min(most, phase.together)) for phase in demand.phases]
-    held = max(phases, key=lambda found: found.total)
-    host, disk = max(found.host for found in phases), max(found.disk for found in phases)
-    fits = held.total <= FULL * devices.bytes_each
+
+    def held(phase: Phase, costs: Costs, num_batches: int | None) -> list[_Bytes]:
+        return _held(placement, kind, costs, phase, count, min(most, phase.together), num_batches)
+
+    def phases(num_batches: int | None) -> list[tuple[int, Phase, int, _Bytes]]:
+        every = [(phase, enumerate(held(phase, costs, num_batches))) for phase in demand.phases]
+        return [(found.total, phase, place, found) for phase, each in every for place, found in each]
+
+    found = phases(None)
+    counted = max(total for total, *_ in found) <= room
+    if counted:
+        if not _exists(placement, kind, costs):
+            return None
+        found = phases(costs.num_batches)
+    total, phase, place, worst = max(found, key=lambda one: one[0])
+    host, disk = (max(getattr(each, name) for *_, each in found) for name in ("host", "disk"))
+    fits = counted and total <= room
     if devices.host_bytes is not None:
         fits = fits and host <= FULL * devices.host_bytes
+    grows = None
+    if counted and _exists(placement, kind, other := costs_at(1 if rows > 1 else 2)):
+        again = held(phase, other, costs.num_batches)[place]
+        grows = min(worst.own, max(0, (worst.own - again.own) * rows // (rows - other.batch_size)))
     return Way(
         placement=placement,
         product=_NAMES.get(kind, kind),
@@ -110,11 +195,12 @@ def _way(placement: Placement, kind: Work, costs: Costs, demand: Demand, devices
         demand=demand.words,
         matvecs=demand.matvecs,
         num_devices=count,
-        weights_bytes=held.weights,
-        vectors_bytes=held.vectors,
-        basis_bytes=held.basis,
-        product_bytes=held.own,
-        total_bytes=held.total,
+        weights_bytes=worst.weights,
+        vectors_bytes=worst.vectors,
+        basis_bytes=worst.basis,
+        product_bytes=worst.own if counted else None,
+        activations_bytes=grows,
+        total_bytes=total,
         host_bytes=host,
         disk_bytes=disk,
         fits=fits,
@@ -141,7 +227,10 @@ class _Bytes:
         return self.weights + self.vectors + self.basis + self.own
 
 
-def _phase(placement: Placement, kind: Work, costs: Costs, phase: Phase, count: int, at_once: int) -> _Bytes:
+def _held(
+    placement: Placement, kind: Work, costs: Costs, phase: Phase, count: int, at_once: int, num_batches: int | None
+) -> list[_Bytes]:
+    """On each device that is counted; without what the product takes where the number of batches is None."""
     sizes, vector = costs.sizes, costs.vector
     vectors = (phase.vectors + phase.together) * vector
     basis = phase.basis * costs.basis_vector
@@ -149,23 +238,29 @@ def _phase(placement: Placement, kind: Work, costs: Costs, phase: Phase, count: 
     host = basis if costs.basis_place == "host" else 0
     on_device = basis - disk - host
     if placement == "single":
-        return _Bytes(sizes.weights, vectors, on_device, _own(kind, costs, costs.working, at_once), host, disk)
+        own = 0 if num_batches is None else _own(kind, costs.working(), at_once, num_batches)
+        return [_Bytes(sizes.weights, vectors, on_device, own, host, disk)]
     if placement == "layerwise":
-        share = _largest_share(sizes, count)
-        own = _own_of_share(kind, costs, at_once, max(share, 1 / count))
-        return _Bytes(
-            int(share * sizes.weights), int(share * vectors), int(share * on_device), own, host=host, disk=disk
-        )
+        return [
+            _Bytes(
+                device.weights,
+                int(device.share * vectors),
+                int(device.share * on_device),
+                0 if num_batches is None else _own(kind, device.working(), at_once, num_batches),
+                host,
+                disk,
+            )
+            for device in costs.spread()
+        ]
     if placement == "fsdp":
-        own = _elsewhere(costs.gathered, kind, at_once).total
+        own = 0 if num_batches is None else _elsewhere(costs.gathered(), kind, at_once).total
         shares = [math.ceil(n / count) for n in (sizes.weights, vectors, on_device)]
-        return _Bytes(shares[0], shares[1], shares[2], own, host, disk)
-    held = _elsewhere(costs.fetched, kind, at_once)
-    # What lies outside of layers is on the device, and so are all vectors' parts of it, but for those in files.
-    beside = 0 if costs.in_files else sizes.outside_selected * vectors // max(1, costs.dimension)
+        return [_Bytes(shares[0], shares[1], shares[2], own, host, disk)]
+    held = HeldElsewhere(0, 0, 0) if num_batches is None else _elsewhere(costs.fetched(), kind, at_once)
+    # What lies outside of layers is on the device; vectors are on the host as a whole, and no part of them stays there.
     further = IN_A_DIFFERENCE * vector if kind == "finite-difference" else 0
-    host += sizes.weights - sizes.outside + vectors - beside + on_device + further
-    return _Bytes(sizes.outside + held.weights, beside + held.vectors, 0, held.own, host, disk)
+    host += sizes.weights - sizes.outside + vectors + on_device + further
+    return [_Bytes(sizes.outside + held.weights, held.vectors, 0, held.own, host, disk)]
 
 
 def _elsewhere(counts: Counts, kind: Work, together: int) -> HeldElsewhere:
@@ -183,31 +278,6 @@ def _elsewhere(counts: Counts, kind: Work, together: int) -> HeldElsewhere:
     )
 
 
-def _own(kind: Work, costs: Costs, working: WorkingSet, together: int) -> int:
+def _own(kind: Work, working: WorkingSet, together: int, num_batches: int) -> int:
     held = working.held[kind]
-    return held.own + held.further * (together - 1) + held.graph * (costs.num_batches - 1)
-
-
-def _largest_share(sizes: Sizes, count: int) -> float:
-    """Of the weights, on the fullest device: layers in equal numbers, and an end outside of them."""
-    if not sizes.num_layers:
-        return 1.0
-    inside = (sizes.weights - sizes.outside) * math.ceil(sizes.num_layers / count) / sizes.num_layers
-    end = sizes.outside / min(2, count)
-    # A good placement gives the ends fewer layers; it cannot split the largest piece.
-    return min(1.0, max(sizes.weights / count, inside, end, sizes.outside / 2) / sizes.weights)
-
-
-def _own_of_share(kind: Work, costs: Costs, together: int, share: float) -> int:
-    """The product's own on the device at the end: what does not depend on the number of layers is all there."""
-    whole = _own(kind, costs, costs.working, together)
-    if costs.fewer is None:
-        return whole
-    counted, part = costs.fewer
-    name: Work = "gradient" if kind == "finite-difference" else kind
-    if name not in counted.held or part == 1:
-        return whole
-    base = _own(name, costs, costs.working, together)
-    growing = (base - _own(name, costs, counted, together)) / (1 - part)
-    constant = max(0, int(base - growing))
-    return int(constant + (whole - constant) * share)
+    return held.own + held.further * (together - 1) + held.graph * (num_batches - 1)

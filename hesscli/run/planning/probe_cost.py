@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from hesscli.linalg.krylov.completeness import PROBES as SEARCH_PROBES
 from hesscli.linalg.krylov.completeness import STEPS as SEARCH_STEPS
 from hesscli.linalg.krylov.extremes import GUARDS, smallest_capacity
 from hesscli.linalg.storage import ROWS, BasisStorage
@@ -12,7 +13,7 @@ from hesscli.run.figures.solve import LOW_RANK_STEPS, solver_of
 
 _TOGETHER = 4  # vectors that certificates, blocks and the data's error multiply at once
 _SELF_TEST = 5  # products
-_MOST_FOUND = 16  # products that a search for missed eigenvalues takes where it finds none
+_MOST_FOUND = SEARCH_PROBES * SEARCH_STEPS  # products that a search for missed eigenvalues takes where it finds none
 
 
 @dataclass(frozen=True, slots=True)

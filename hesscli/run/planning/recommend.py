@@ -17,7 +17,7 @@ def recommended(recipe: Recipe, ways: Sequence[Way], *, typed: Sequence[str], ro
 
     `typed` are the words to keep, `rows` what a batch has if nothing is said of it.
     """
-    fitting = sorted((way for way in ways if way.fits), key=_slowness)
+    fitting = sorted((way for way in ways if way.fits), key=lambda way: _slowness(way, rows))
     if not fitting:
         return None
     best = fitting[0]
@@ -46,14 +46,17 @@ def none_fits(plan: Plan) -> tuple[str, str, str]:
     devices = plan.devices
     place = least.placement if least.num_devices == 1 else f"{least.placement} over {least.num_devices}"
     where = "here" if devices.found else f"on {devices.count} x {size(devices.bytes_each)}"
-    what = f"nothing fits {where}: the least is {size(least.total_bytes)} a device ({least.product}, {place})"
+    more = "more than " if least.product_bytes is None else ""
+    what = f"nothing fits {where}: the least is {more}{size(least.total_bytes)} a device ({least.product}, {place})"
     if plan.enough is not None:
         enough = plan.enough
         return "devices", what, f"{enough.num_devices} such devices hold it ({enough.product}, {enough.placement})"
     return "devices", what, "use --dtype bfloat16, fewer --params, a smaller --max-length, or larger devices"
 
 
-def _slowness(way: Way) -> tuple[bool, float, int, float]:
+def _slowness(way: Way, rows: int) -> tuple[bool, float, int, float]:
     speed = way.num_devices if way.placement == "fsdp" else 1  # layerwise devices wait for each other
     slow = way.gradients / speed * (_OFFLOADED if way.placement == "offloaded" else 1.0)
+    if way.placement in ("fsdp", "offloaded"):  # weights come for each batch
+        slow *= rows / way.batch_size
     return (not way.exact, slow, _ORDER.index(way.placement), way.basis_bytes)

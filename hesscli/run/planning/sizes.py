@@ -23,18 +23,14 @@ class Sizes:
     num_layers: int
     largest_layer: int
     """Weights of the largest layer."""
-    largest_selected: int
-    """Selected parameters of that layer with the most of them."""
     outside: int
     """Weights outside of layers."""
-    outside_selected: int
     active: int
     """Parameters that a token goes through."""
 
 
-def sizes_of(model: nn.Module, selected: Sequence[nn.Parameter], *, num_experts: int, experts_per_token: int) -> Sizes:
+def sizes_of(model: nn.Module, *, num_experts: int, experts_per_token: int) -> Sizes:
     """Count a model's parts; layers are those that hess takes one at a time."""
-    chosen = {id(p) for p in selected}
     layers = list(outermost_layers(model).values())
     by_layer = [list(layer.parameters()) for layer in layers]
     inside = {id(p) for parameters in by_layer for p in parameters}
@@ -46,9 +42,7 @@ def sizes_of(model: nn.Module, selected: Sequence[nn.Parameter], *, num_experts:
         weights=sum(p.nbytes for p in model.parameters()) + buffers,
         num_layers=len(layers),
         largest_layer=max((_bytes(parameters) for parameters in by_layer), default=0),
-        largest_selected=max((_count(parameters, chosen) for parameters in by_layer), default=0),
         outside=_bytes(outside) + buffers,
-        outside_selected=_count(outside, chosen),
         active=everything - idle * (num_experts - experts_per_token) // max(1, num_experts),
     )
 
@@ -63,7 +57,3 @@ def block_sizes(names: Sequence[str], numels: Sequence[int], blocks: Sequence[Bl
 
 def _bytes(parameters: Sequence[torch.Tensor]) -> int:
     return sum(p.nbytes for p in parameters)
-
-
-def _count(parameters: Sequence[torch.Tensor], chosen: set[int]) -> int:
-    return sum(p.numel() for p in parameters if id(p) in chosen)

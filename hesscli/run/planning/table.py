@@ -52,22 +52,30 @@ def plain(plan: Plan, *, width: int) -> str:
 def way_table(ways: Sequence[Way]) -> Table:
     """Return a row per placement and product: bytes on the fullest device, and whether they fit."""
     several = len({way.batch_size for way in ways}) > 1
-    hosted = any(way.host_bytes or way.disk_bytes for way in ways)
     timed = any(way.seconds is not None for way in ways)
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     table.add_column("placement", no_wrap=True)
     table.add_column("way", no_wrap=True)
-    columns = ["rows"] * several + ["cost", "weights", "vectors", "basis", "product", "total"]
-    for name in [*columns, *["host"] * hosted, *["time"] * timed]:
+    held = {
+        "weights": [way.weights_bytes for way in ways],
+        "vectors": [way.vectors_bytes for way in ways],
+        "basis": [way.basis_bytes for way in ways],
+        "product": [way.product_bytes or 0 for way in ways],
+        "of rows": [way.activations_bytes or 0 for way in ways],
+        "total": [way.total_bytes for way in ways],
+        "host": [way.host_bytes + way.disk_bytes for way in ways],
+    }
+    held = {name: column for name, column in held.items() if any(column)}
+    for name in ["rows"] * several + ["cost", *held] + ["time"] * timed:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("fits", no_wrap=True)
     before = ""
-    for way in ways:
-        place = way.placement if way.num_devices == 1 else f"{way.placement} x {way.num_devices}"
+    for i, way in enumerate(ways):
+        place = way.placement if way.num_devices == 1 else f"{way.placement} x{way.num_devices}"
         cells = [str(way.batch_size)] * several + [f"{way.gradients:.2g}"]
-        sizes = [way.weights_bytes, way.vectors_bytes, way.basis_bytes, way.product_bytes, way.total_bytes]
-        sizes += [way.host_bytes + way.disk_bytes] * hosted
-        cells += [size(count, unit="") for count in sizes] + [duration(way.seconds)] * timed
+        more = {"total": ">"} if way.product_bytes is None else {}
+        cells += [more.get(name, "") + size(column[i], unit="") for name, column in held.items()]
+        cells += [duration(way.seconds)] * timed
         fits = Text("yes") if way.fits else Text("NO", style="bold")
         name = "graph kept" if way.graph_kept else _SHORT.get(way.product, way.product)
         table.add_row(*map(Text, ("" if place == before else place, name if way.exact else f"{name} *", *cells)), fits)

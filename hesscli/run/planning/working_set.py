@@ -4,12 +4,15 @@ Counted by running the product itself on a model without weights, so it is the p
 any architecture. It is the memory of tensors: what a device's allocator and its kernels take besides is not in it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
+from torch import nn
 
+from hesscli.checkpoint.spread import Homes, at_home
 from hesscli.curvature.double_backward import HessianOperator
 from hesscli.curvature.gauss_newton import GGNOperator
 from hesscli.curvature.layers.layered import LayeredOperator
@@ -17,12 +20,13 @@ from hesscli.curvature.layers.stack import Stack, UnknownStructureError, find_st
 from hesscli.curvature.losses import scores, twice_differentiable_attention
 from hesscli.curvature.risk import LOOKED_AT, EmpiricalRisk
 from hesscli.curvature.score_curvature import SoftmaxCurvature
+from hesscli.run.planning.counting.course import Course, extended
+from hesscli.run.planning.counting.regions import Regions
+from hesscli.run.planning.counting.sites import Mark, Sites
 from hesscli.run.planning.meta_bytes import MetaBytes
 
 Work = Literal["gradient", "graph-kept", "double-backward", "layered", "finite-difference", "jacobian", "layered-ggn"]
-# Experts of a mixture that run in a count, each about 15 operations. What the bytes grow by from the one number to the
-# other, one expert's share of a layer's gradient each, they grow by for every expert more.
-EXPERTS = 8, 16
+COUNTED = 3  # vectors at once, at most: what is held grows by the same for each one more
 # What a model's own code raises where it meets a tensor without data in a way that no rule answers.
 BEYOND = (NotImplementedError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 
@@ -41,10 +45,10 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class WorkingSet:
-    """What a batch costs in memory, by product; what could not be counted has a reason instead."""
+    """What a batch costs in memory on one device, by product; what could not be counted has a reason instead."""
 
-    held: dict[Work, Held]
-    reasons: dict[Work, str]
+    held: Mapping[Work, Held]
+    reasons: Mapping[Work, str]
     activations: int
     """What autograd saves of one forward pass over a batch, scores included; 0 where it could not be counted."""
     scores: int
@@ -58,26 +62,44 @@ def working_set(risk: EmpiricalRisk, *, num_experts: int, kinds: tuple[Work, ...
 
     Of up to `vectors` at once. Takes seconds, and no memory.
     """
-    few = [_Counter(risk, num_experts, min(count, num_experts), vectors) for count in EXPERTS]
-    counters = few[:1] if num_experts <= EXPERTS[0] else few
-    held, reasons = dict[Work, Held](), dict[Work, str]()
+    homes = at_home(risk.model)
+    return working_sets(risk, homes, num_experts=num_experts, kinds=kinds, vectors=vectors)[0]
+
+
+def working_sets(
+    risk: EmpiricalRisk, homes: Homes, *, num_experts: int, kinds: tuple[Work, ...], vectors: int
+) -> list[WorkingSet]:
+    """The same for each device of a model that is spread over some."""
+
+    def prepared(model: nn.Module, mark: Mark, hit: int) -> _Counter:
+        return _Counter(_risk_on(model, risk), mark(model), num_experts=num_experts, num_hit=hit, vectors=vectors)
+
+    sites = Sites(risk.model, homes, num_experts=num_experts, ends=1, prepare=prepared)
+    found, reasons = dict[Work, dict[str, np.ndarray]](), dict[Work, str]()
     for kind in ("gradient", *kinds):
         try:
-            found = [counter.count(kind) for counter in counters]
+            found[kind] = sites.worst(lambda counter, kind=kind: counter.count(kind))  # type: ignore[misc]
         except UnknownStructureError as reason:
             reasons[kind] = str(reason)
         except BEYOND as error:
             reasons[kind] = " ".join(str(error).split())[:120] or type(error).__name__
-        else:
-            parts = zip(*((h.own, h.graph, h.further) for h in found), strict=True)
-            held[kind] = Held(*(for_all(list(part), num_experts) for part in parts))
     try:
-        saved, found_scores = counters[0].forward()
+        saved = sites.worst(lambda counter: counter.forward())["saved"][:, 0]
+        found_scores = sites.first.scores
     except BEYOND:
-        saved = found_scores = 0
+        saved, found_scores = np.zeros(homes.count, np.int64), 0
     positions = max(1, risk.batches[0].targets.numel())
-    share = min(1.0, (counters[0].chunk or positions) / positions)
-    return WorkingSet(held, reasons, saved, found_scores, int(found_scores * share))
+    share = min(1.0, (sites.first.chunk or positions) / positions)
+    return [
+        WorkingSet(
+            {kind: _held(kind, parts, device, risk, homes, vectors) for kind, parts in found.items()},
+            reasons,
+            int(saved[device]),
+            found_scores,
+            int(found_scores * share),
+        )
+        for device in range(homes.count)
+    ]
 
 
 def most_positions(stack: Stack | None) -> int:
@@ -91,23 +113,59 @@ def _chunk(stack: Stack) -> int:
     return len(stack.chunks(torch.arange(1 << 16))[0])
 
 
-def for_all(counts: list[int], num_experts: int) -> int:
-    """What it is with every expert, from counts with a few of them."""
-    if len(counts) == 1:
-        return counts[0]
-    fewer, more = (min(n, num_experts) for n in EXPERTS)
-    return counts[1] + max(0, counts[1] - counts[0]) * (num_experts - more) // max(1, more - fewer)
+def chosen_of(model: nn.Module) -> list[str]:
+    """The names of what is selected of a model that was copied."""
+    return [name for name, p in model.named_parameters() if p.requires_grad]
+
+
+def _risk_on(model: nn.Module, risk: EmpiricalRisk) -> EmpiricalRisk:
+    """A risk on a copy of a model, over what is selected of it."""
+    named = dict(model.named_parameters())
+    names = chosen_of(model)
+    return EmpiricalRisk(
+        model,
+        risk.batches,
+        names=names,
+        parameters=[named[name] for name in names],
+        input_device=risk.input_device,
+    )
+
+
+def _held(
+    kind: Work, parts: Mapping[str, np.ndarray], device: int, risk: EmpiricalRisk, homes: Homes, vectors: int
+) -> Held:
+    own, graph, several = (int(parts[name][device, 0]) if name in parts else 0 for name in ("own", "graph", "several"))
+    if kind == "finite-difference":
+        own += _displaced(risk, homes, device)
+    further = max(0, several - own) // (vectors - 1) if several else 0
+    return Held(own, graph, further)
+
+
+def _displaced(risk: EmpiricalRisk, homes: Homes, device: int) -> int:
+    """A displaced copy, the gradient at theta and at one side; two more while it calibrates.
+
+    Weights narrower than float32 have a copy in float32 of what is not selected too.
+    """
+    named = [(p, homes.parameters.get(name, 0)) for name, p in risk.model.named_parameters()]
+    here = [p for p, home in named if home == device]
+    moved = sum(p.numel() * max(4, p.itemsize) for p in here if p.requires_grad)
+    widened = sum(4 * p.numel() for p in here if p.itemsize < 4 and not p.requires_grad)
+    vector = sum(p.numel() for p in here if p.requires_grad) * torch.empty(0, dtype=risk.space.dtype).itemsize
+    return moved + widened + 4 * vector
 
 
 class _Counter:
     """Runs one product after the other under a count."""
 
-    def __init__(self, risk: EmpiricalRisk, num_experts: int, num_hit: int, vectors: int) -> None:
-        self._risk, self._num_experts, self._hit, self._vectors = risk, num_experts, num_hit, vectors
+    def __init__(self, risk: EmpiricalRisk, regions: Regions, *, num_experts: int, num_hit: int, vectors: int) -> None:
+        self._risk, self._regions, self._vectors = risk, regions, vectors
+        self._num_experts, self._hit = num_experts, num_hit
         self._most_positions = most_positions(None)
-        self._gradient: int | None = None
+        self._gradient: Course | None = None
         self._stack: Stack | None = None
         self._missing = ""
+        self.scores = 0
+        """The bytes of a batch's scores, once `forward` has run."""
         try:
             with self._mode():
                 self._stack = find_stack(risk.first_row(most=LOOKED_AT))
@@ -119,25 +177,26 @@ class _Counter:
             self.chunk = _chunk(self._stack)
         self._most_positions = most_positions(self._stack)
 
-    def count(self, kind: Work) -> Held:
+    def count(self, kind: Work) -> dict[str, Course]:
         """One product, or the gradient. Raises whatever the model's code does, and UnknownStructureError."""
-        space = self._risk.space
-        if kind == "gradient":
-            return Held(self._gradient_peak())
-        if kind == "finite-difference":
-            return Held(self._differences())
+        if kind in ("gradient", "finite-difference"):
+            if self._gradient is None:
+                self._gradient = self._course(self._risk.gradient, results=1)
+            return {"own": self._gradient}
         if kind == "graph-kept":
             return self._kept()
         operator = self._operator(kind)
 
-        def own(vectors: int) -> int:
-            given = [space.zeros() for _ in range(vectors)]
-            return self._peak(lambda: operator.matvecs(given)) - vectors * space.vector_bytes()
+        def own(vectors: int) -> Course:
+            given = [self._risk.space.zeros() for _ in range(vectors)]
+            return self._course(lambda: operator.matvecs(given), results=vectors)
 
-        alone = own(1)
+        alone = {"own": own(1)}
         if self._vectors == 1 or kind == "double-backward":  # which takes them one after the other
-            return Held(alone)
-        return Held(alone, further=max(0, own(self._vectors) - alone) // (self._vectors - 1))
+            return alone
+        few = min(self._vectors, COUNTED)
+        several = extended(alone["own"], own(few), times=(self._vectors - 1) / (few - 1))
+        return alone | {"several": own(self._vectors) if several is None else several}
 
     def _operator(self, kind: Work) -> HessianOperator | LayeredOperator | GGNOperator:
         if kind == "double-backward":
@@ -148,38 +207,34 @@ class _Counter:
             raise UnknownStructureError(self._missing)
         return LayeredOperator(self._risk, self._stack, SoftmaxCurvature() if kind == "layered-ggn" else None)
 
-    def _kept(self) -> Held:
+    def _kept(self) -> dict[str, Course]:
         operator, given = HessianOperator(self._risk, keep_graph=True), [self._risk.space.zeros()]
         with self._mode() as mode:
             operator.matvecs(given)
-            return Held(mode.peak - self._risk.space.vector_bytes(), mode.live)
+            return {"own": self._without(mode.course, results=1), "graph": mode.left}
 
-    def _differences(self) -> int:
-        """A gradient's, a displaced copy, the gradient at theta and at one side; two more while it calibrates.
-
-        Weights narrower than float32 have a copy in float32 of what is not selected too.
-        """
-        space, model = self._risk.space, self._risk.model
-        selected = {id(p) for p in self._risk.parameters}
-        moved = sum(p.numel() * max(4, p.itemsize) for p in self._risk.parameters)
-        widened = sum(4 * p.numel() for p in model.parameters() if p.itemsize < 4 and id(p) not in selected)
-        return self._gradient_peak() + moved + widened + 4 * space.vector_bytes()
-
-    def _gradient_peak(self) -> int:
-        if self._gradient is None:
-            self._gradient = self._peak(self._risk.gradient) - self._risk.space.vector_bytes()
-        return self._gradient
-
-    def forward(self) -> tuple[int, int]:
-        """What a forward pass leaves for the pass back, and the bytes of its scores."""
+    def forward(self) -> dict[str, Course]:
+        """What a forward pass leaves for the pass back."""
         with self._mode() as mode, twice_differentiable_attention():
             found = scores(self._risk.model, self._risk.inputs(self._risk.batches[0]))
-            return mode.live, found.nbytes
+            self.scores = found.nbytes
+            return {"saved": mode.left}
 
-    def _mode(self) -> MetaBytes:
-        return MetaBytes(num_experts=self._num_experts, num_hit=self._hit, most_positions=self._most_positions)
-
-    def _peak(self, work: Callable[[], object]) -> int:
+    def _course(self, work: Callable[[], object], *, results: int) -> Course:
         with self._mode() as mode:
             work()
-        return mode.peak
+        return self._without(mode.course, results=results)
+
+    def _without(self, course: Course, *, results: int) -> Course:
+        """What comes out is made before anything else, which is said to be on the first device."""
+        made = np.zeros_like(next(iter(course.values())))
+        made[0, 0] = results * self._risk.space.vector_bytes()
+        return {place: held - made for place, held in course.items()}
+
+    def _mode(self) -> MetaBytes:
+        return MetaBytes(
+            num_experts=self._num_experts,
+            num_hit=self._hit,
+            most_positions=self._most_positions,
+            regions=self._regions,
+        )
