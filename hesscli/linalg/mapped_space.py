@@ -10,7 +10,7 @@ import torch
 from hesscli.linalg.basis import ParameterBasis, chunks
 from hesscli.linalg.mapped import mapped, release
 from hesscli.linalg.random import element_key, gaussian, rademacher
-from hesscli.linalg.space import Distribution, ParameterSpace, ParameterVector
+from hesscli.linalg.space import Distribution, ParameterSpace, ParameterVector, factors
 from hesscli.linalg.storage import ROWS, BasisStorage
 
 _PIECE = 1 << 18  # entries of a part that are looked at together: drawing them takes 40 bytes for each
@@ -61,6 +61,11 @@ class MappedSpace(ParameterSpace):
         sums = np.zeros(len(self.shapes))
         for i, _, (a, b) in _pieces(u, v):
             sums[i] += float((a * b).sum(dtype=torch.float64))
+        if self.holds(sums):
+            return sums
+        sums[:] = 0.0
+        for i, _, (a, b) in _pieces(u, v):
+            sums[i] += float((a.double() * b.double()).sum())
         return sums
 
     def axpy(self, alpha: float, x: ParameterVector, y: ParameterVector) -> None:
@@ -70,8 +75,9 @@ class MappedSpace(ParameterSpace):
 
     def scale(self, alpha: float, x: ParameterVector) -> None:
         """Put `alpha x` into x."""
-        for _, _, (piece,) in _pieces(x):
-            piece.mul_(alpha)
+        for factor in factors(alpha, self.dtype):
+            for _, _, (piece,) in _pieces(x):
+                piece.mul_(factor)
 
     def scale_parts(self, alphas: np.ndarray, x: ParameterVector) -> None:
         """Put `alpha_i x_i` into each parameter's part of x."""

@@ -72,6 +72,18 @@ class Space(Protocol[V]):
         """An empty, append-only set of vectors; `exact` keeps them in the vectors' own dtype whatever else is set."""
 
 
+def factors(alpha: float, dtype: torch.dtype) -> tuple[float, ...]:
+    """Numbers of this dtype whose product is alpha: two where it alone is beyond them, as 1e39 is in float32.
+
+    The length of a vector of denormal numbers has such an inverse.
+    """
+    info = torch.finfo(dtype)
+    if alpha == 0 or info.tiny <= abs(alpha) <= info.max or not np.isfinite(alpha):
+        return (alpha,)
+    first = 2.0 ** round(float(np.log2(abs(alpha))) / 2)
+    return first, alpha / first
+
+
 @dataclass(frozen=True, slots=True)
 class Shards:
     """The processes that hold a space's vectors together, each its rows of every part, and the parts' whole shapes."""
@@ -144,11 +156,17 @@ class ParameterSpace:
         """The inner product parameter by parameter, (parameters,) float64; one transfer per device, one collective."""
         # Products are rounded in the vectors' dtype, sums are not: the error stays near eps * |u||v| / sqrt(n).
         found = self.ranks.sum(to_host([(a * b).sum(dtype=torch.float64) for a, b in zip(u, v, strict=True)]))
-        least = _VANISHING * self.dimension * torch.finfo(self.dtype).tiny
-        if self.dtype == torch.float64 or least <= abs(float(found.sum())) < float("inf"):
+        if self.holds(found):
             return found
-        # Entries whose products are too small or too large for float32 would be a zero or an infinite vector.
         return self.ranks.sum(to_host([(a.double() * b.double()).sum() for a, b in zip(u, v, strict=True)]))
+
+    def holds(self, sums: np.ndarray) -> bool:
+        """Whether sums of products of entries, taken in the vectors' dtype, have kept their digits.
+
+        Entries whose products are too small or too large for float32 would be a zero or an infinite vector.
+        """
+        least = _VANISHING * self.dimension * torch.finfo(self.dtype).tiny
+        return self.dtype == torch.float64 or least <= abs(float(sums.sum())) < float("inf")
 
     def inner(self, u: ParameterVector, v: ParameterVector) -> float:
         """The inner product over all parameters."""
@@ -165,8 +183,9 @@ class ParameterSpace:
 
     def scale(self, alpha: float, x: ParameterVector) -> None:
         """Put `alpha x` into x."""
-        for part in x:
-            part.mul_(alpha)
+        for factor in factors(alpha, self.dtype):
+            for part in x:
+                part.mul_(factor)
 
     def scale_parts(self, alphas: np.ndarray, x: ParameterVector) -> None:
         """Put `alpha_i x_i` into each parameter's part of x."""

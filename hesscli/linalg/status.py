@@ -14,8 +14,8 @@ class Status(Enum):
     )
     NOT_CERTIFIED = (
         "every wanted pair converged in the Krylov run, and the products that certify them left residuals above the "
-        "tolerance. Likely: (a) the product that built the basis is not as accurate as the tolerance asks, (b) the "
-        "product is noisy. Leave --basis-product out, raise --tolerance, or look at the preflight; pairs that did not "
+        "tolerance. Likely: (a) the basis is not as accurate as the tolerance asks, (b) the product is noisy. Leave "
+        "--basis-product and --basis-dtype out, raise --tolerance, or look at the preflight; pairs that did not "
         "converge are marked"
     )
     SPACE_EXHAUSTED = "the Krylov space is the whole space: the spectrum is complete"

@@ -13,7 +13,7 @@ from scipy.linalg import eigvalsh_tridiagonal
 
 from hesscli.events import Advanced, Finished, OnEvent, Started
 from hesscli.linalg.operator import LinearOperator
-from hesscli.linalg.solvers.conjugate_gradient import ConjugateGradients
+from hesscli.linalg.solvers.conjugate_gradient import ConjugateGradients, curvature_rounding
 from hesscli.linalg.solvers.linear_system import Checked, LinearSystem
 from hesscli.linalg.solvers.minres import Minres
 from hesscli.linalg.solvers.preconditioner import Preconditioner
@@ -141,11 +141,13 @@ def _ended(problem: _Problem[V], course: _Course, iteration: ConjugateGradients[
     best = min(residual for _, residual in course.checks)
     course.checks.append((n, checked.residual))
     apart = checked.residual > _APART * course.residuals[-1]
-    negative = _negative_curvature(problem, iteration)
+    flat, negative = _without_curvature(problem, iteration)
     if checked.residual <= tolerance:
         ending = Ending.CONVERGED
     elif negative is not None:
         ending = Ending.NEGATIVE_CURVATURE
+    elif flat:
+        ending = Ending.SINGULAR
     elif checked.least_squares:
         ending = Ending.LEAST_SQUARES
     elif over or (apart and checked.residual > _STALLED * best):
@@ -193,15 +195,21 @@ def _solution(
     )
 
 
-def _negative_curvature(
+def _without_curvature(
     problem: _Problem[V], iteration: ConjugateGradients[V] | Minres[V]
-) -> NegativeCurvature[V] | None:
-    """The direction that conjugate gradients stopped at, if a product of its own confirms it: noise may make one."""
+) -> tuple[bool, NegativeCurvature[V] | None]:
+    """Whether the direction that conjugate gradients stopped at has no curvature, and the direction if it has negative.
+
+    By a product of its own, for noise may make either; rounding is neither.
+    """
     if not isinstance(iteration, ConjugateGradients) or not iteration.indefinite:
-        return None
-    space = problem.system.operator.space
+        return False, None
+    space, damping = problem.system.operator.space, iteration.damping
     p = space.copy(iteration.direction())
     space.scale(1.0 / space.norm(p), p)
     product = problem.system.operator.matvec(p)
-    quotient = space.inner(p, product)
-    return NegativeCurvature(quotient, p, space.norm(product)) if quotient + iteration.damping <= 0 else None
+    quotient, product_norm = space.inner(p, product), space.norm(product)
+    rounding = curvature_rounding(space, product_norm=product_norm, length=1.0, damping=damping)
+    if quotient + damping >= -rounding:
+        return quotient + damping <= rounding, None
+    return False, NegativeCurvature(quotient, p, product_norm)

@@ -28,19 +28,26 @@ class TopCurvature:
     residual_norm: float
     gap: float
     """Distance to the nearest other Ritz value."""
+    radius: float
+    """The largest Ritz value in size."""
     matrix: np.ndarray
     """(B, B): K, symmetric but for the product's own error."""
 
     @property
     def inside(self) -> float:
-        """The share of the eigenvalue that the diagonal blocks give."""
-        return float(np.trace(self.matrix) / self.value)
+        """The share of the eigenvalue that the diagonal blocks give; nan of an eigenvalue 0."""
+        return float(np.trace(self.matrix) / self.value) if self.value else float("nan")
 
     @property
     def inside_error(self) -> float:
-        """What u's own error does to the share: u turns by at most residual / gap; infinite where no gap shows."""
+        """What u's own error does to the share; infinite where no gap shows.
+
+        u turns by at most t = residual / gap, and u.Du by 2 t ||D||, where the diagonal blocks D are no longer than H.
+        """
         room = self.gap - self.residual_norm
-        return 2.0 * self.residual_norm / room if room > 0 else float("inf")
+        if room <= 0 or not self.value:
+            return float("inf")
+        return 2.0 * self.residual_norm / room * max(1.0, self.radius / abs(self.value))
 
 
 def top_curvature(
@@ -73,6 +80,7 @@ def top_curvature(
             matrix[:, b] = [by_part[m].sum() for m in members]
         others = np.delete(ritz.values, place)
         gap = float(np.abs(others - ritz.values[place]).min()) if others.size else float("inf")
-        found.append(TopCurvature(float(matrix.sum()), float(ritz.residual_norms[place]), gap, matrix))
+        radius = float(np.abs(ritz.values).max())
+        found.append(TopCurvature(float(matrix.sum()), float(ritz.residual_norms[place]), gap, radius, matrix))
     on_event(Finished("eigenvectors"))
     return found

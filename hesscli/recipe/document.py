@@ -22,6 +22,10 @@ class RecipeError(UsageError):
         super().__init__(field, what, remedy + "".join(f"\nerror: {f}: {w}; {r}" for f, (w, r) in others))
 
 
+# Sections and keys that leave every figure as it is.
+NO_FIGURES = ("name", "description", "output", "gates", "density")
+
+
 class StrictLoader(yaml.SafeLoader):
     """YAML without code, and without keys that stand twice: the last would win in silence."""
 
@@ -33,6 +37,17 @@ class StrictLoader(yaml.SafeLoader):
             problem = f"the key {twice!r} stands twice"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return super().construct_mapping(node, deep)
+
+
+class _OneLine(yaml.SafeDumper):
+    """YAML in which a text stands on one line, so that a comment behind it is no part of it."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\n" in text else None)
+
+
+_OneLine.add_representer(str, _text)
 
 
 def load_recipe(path: Path) -> Values:
@@ -129,9 +144,14 @@ def content(recipe: Recipe) -> dict[str, Any]:
     return {key: value for key, value in tree.items() if key not in unused}
 
 
+def identity(recipe: Recipe) -> dict[str, Any]:
+    """The recipe without what leaves its figures as they are: its name, and where it is written."""
+    return {key: value for key, value in content(recipe).items() if key not in NO_FIGURES}
+
+
 def render(tree: Mapping[str, Any], origins: Mapping[str, str] | None, *, preset: str) -> str:
     """A tree as YAML; with `origins`, each value's origin as a comment, the preset's where it is from there."""
-    text = yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True)
+    text = yaml.dump(dict(tree), Dumper=_OneLine, sort_keys=False, allow_unicode=True, width=float("inf"))
     if origins is None:
         return text
     budget = {key for probe in PRESETS[preset].values() for key in probe}

@@ -186,6 +186,9 @@ class EstimatorSection(Section):
     held_out: Positive | None = Field(
         None, description="sequences after the slice's own, for a Rayleigh quotient on other data"
     )
+    held_out_from: Positive | None = Field(
+        None, description="first of them, counted from 0; for slices of several sizes the same [after the slice]"
+    )
     data_error: Literal["auto", "on", "off"] = Field(
         "auto",
         description="error that the slice's rows make, from groups of them; auto where it costs ten products or fewer",
@@ -205,6 +208,13 @@ class EstimatorSection(Section):
                 msg = f"at least {least} for {k} pairs: 6 more than them at each end"
                 raise PydanticCustomError("krylov_dim", msg)
         return krylov_dim
+
+    @field_validator("held_out_from")
+    @classmethod
+    def _held_out_from_has_a_number(cls, first: int | None, info: ValidationInfo) -> int | None:
+        if first is not None and info.data.get("held_out") is None:
+            raise PydanticCustomError("no_held_out", "with estimator.held_out, the number of sequences")
+        return first
 
     @field_validator("diagonal")
     @classmethod
@@ -256,7 +266,9 @@ _STORAGE = frozenset({"basis", "basis_dtype"})
 # Which keys of the estimator a probe reads; the others are refused for it rather than ignored.
 READ_BY: dict[str, frozenset[str]] = {
     "density": frozenset({"probes", "steps", "reorthogonalise"}) | _STORAGE,
-    "topk": frozenset({"steps", "k", "which", "tolerance", "krylov_dim", "basis_product", "held_out"}) | _STORAGE,
+    "topk": frozenset({"steps", "k", "which", "tolerance", "krylov_dim", "basis_product"})
+    | frozenset({"held_out", "held_out_from"})
+    | _STORAGE,
     "trace": frozenset({"probes", "steps", "method", "diagonal"}) | _STORAGE,
     "blockdiag": frozenset({"probes", "top"}),
     "solve": frozenset({"steps", "tolerance", "damping", "solver", "preconditioner", "rhs"}),

@@ -108,6 +108,18 @@ def test_the_held_out_value_is_the_quotient_on_the_rows_after_the_slice(topk):
     assert topk("--limit", "3")["run_id"] != report["run_id"]
 
 
+def test_slices_of_several_sizes_are_judged_on_the_same_rows(topk):
+    alone = topk("--limit", "3", "--held-out", "2")["eigenpairs"][0]
+    named = topk("--limit", "3", "--held-out", "2", "--held-out-from", "3")["eigenpairs"][0]
+    assert named == alone
+    fewer = topk("--limit", "2", "--held-out", "2", "--held-out-from", "3")
+    assert fewer["data"]["sequences"] == 2
+    assert fewer["estimator"]["held_out_from"] == 3
+    after = topk("--limit", "2", "--held-out", "2")["eigenpairs"][0]
+    assert fewer["eigenpairs"][0]["value"] == after["value"]
+    assert fewer["eigenpairs"][0]["held_out"] != after["held_out"]
+
+
 def test_the_held_out_value_stands_in_the_table(hess, checkpoint):
     ended = hess(*TINY, "--limit", "3", "--held-out", "2")
     assert ended.code == 0
@@ -118,6 +130,13 @@ def test_the_held_out_value_stands_in_the_table(hess, checkpoint):
 REFUSED = {
     "too few for a restart": ("--krylov-dim 15", 2, ("estimator.krylov_dim", "'15'", "at least 16 for 2 pairs")),
     "no rows are left": ("--held-out 3", 2, ("estimator.held_out", "no sequence follows the 5", "lower --limit")),
+    "held out of itself": (
+        "--limit 3 --held-out 2 --held-out-from 2",
+        2,
+        ("estimator.held_out_from", "2 is in the slice", "give 3 or more"),
+    ),
+    "nothing held out": ("--held-out-from 4", 2, ("estimator.held_out_from", "'4'", "with estimator.held_out")),
+    "held out beyond the end": ("--limit 3 --held-out 1 --held-out-from 9", 2, ("held_out_from", "none at 9")),
     "not of this matrix": ("--operator ggn --basis-product finite-difference", 2, ("basis_product", "for the Hessian")),
     "place unknown": ("--basis tape", 2, ("estimator.basis", "'tape'", "allowed: device, host, disk")),
     "digits unknown": ("--basis-dtype int4", 2, ("estimator.basis_dtype", "'int4'", "float32, bfloat16, int8")),

@@ -166,6 +166,17 @@ def test_the_noise_meter_reads_what_was_planted_within_five_percent(eta):
         assert grown(DiagonalOperator(spectrum, eta=eta, seed=seed), 45).noise() == pytest.approx(eta, rel=0.05)
 
 
+def test_the_residual_of_the_recurrence_is_blind_to_noise_and_no_bar_for_it():
+    # What certification is for: products of their own see the noise, and their bars hold (test_completeness).
+    spectrum = language_model_spectrum(8000)
+    truth, blind = np.sort(spectrum)[-5:], []
+    for seed in range(3):
+        ritz = grown(DiagonalOperator(spectrum, relative=1e-2, seed=seed), 40).ritz()
+        blind += (np.abs(ritz.values[-5:] - truth) > ritz.residual_norms[-5:]).tolist()
+        assert (ritz.residual_norms[-5:] < 1e-6 * truth).all()
+    assert np.mean(blind) > 0.9
+
+
 def test_the_reach_is_sharp_where_there_is_a_gap():
     # Kuczynski and Wozniakowski's bound, which knows no gap, gives 5 % of the spectrum's width here.
     assert grown(with_spectrum(language_model_spectrum(600)), 25).reach() < 1e-9 * 500

@@ -11,6 +11,7 @@ from hesscli.linalg.statistics import Estimate
 from hesscli.probes.blockdiag import BlockDiagonal, blockdiag
 from hesscli.probes.top_curvature import top_curvature
 from hesscli.recipe.blocks import load_blocks
+from hesscli.run.figures.blocks import top_block_curvature
 
 BLOCKS = [frozenset({0}), frozenset({1, 2})]
 SIZES = [100, 40, 160]
@@ -117,6 +118,19 @@ def test_all_of_a_block_diagonal_matrix_is_inside():
     assert one.inside == pytest.approx(1, abs=1e-12)
     result = blockdiag(operator, blocks=BLOCKS, probes=3, seed=0, on_event=ignore)
     assert result.share(0).value == pytest.approx(1, abs=1e-12)
+
+
+def test_the_interval_of_a_share_holds_beside_a_larger_eigenvalue_and_a_zero_has_none():
+    # A pair of 1 beside one of -1000: what its vector has of the other is a thousand times what its own is.
+    operator = operator_with(np.concatenate([[-1000.0, 1.0], np.linspace(-0.5, 0.5, 298)]), sizes=SIZES)
+    u = np.linalg.eigh(operator.matrix)[1][:, -1]
+    truth = u[:100] @ operator.matrix[:100, :100] @ u[:100] + u[100:] @ operator.matrix[100:, 100:] @ u[100:]
+    for seed in range(5):
+        one = top_curvature(operator, blocks=BLOCKS, count=1, seed=seed, on_event=ignore)[0]
+        assert abs(one.inside - truth) <= one.inside_error
+    operator.matrix = np.zeros((300, 300))
+    one = top_curvature(operator, blocks=BLOCKS, count=1, seed=0, on_event=ignore)[0]
+    assert top_block_curvature(one, noise=1e-7).inside.value is None
 
 
 NAMES = ["embed.weight", "layers.0.a", "layers.0.b", "layers.1.a"]

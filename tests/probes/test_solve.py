@@ -252,6 +252,22 @@ def test_negative_curvature_ends_conjugate_gradients_with_its_direction():
     assert operator.space.joined(solved.vector) == pytest.approx(truth, abs=1e-3 * np.linalg.norm(truth))
 
 
+@pytest.mark.parametrize("eigenvalues", [[-3.0, -1.0, *np.linspace(0.1, 9, 58)], [-2.0] * 20 + [1.0] * 20 + [5.0] * 20])
+def test_a_direction_without_curvature_is_neither_negative_nor_a_step_of_any_length(eigenvalues):
+    # Damped by what makes the matrix singular, and no more.
+    operator = with_spectrum(eigenvalues)
+    null = np.linalg.eigh(operator.matrix)[1][:, 0]
+    rhs = operator.space.random("gaussian", seed=0, index=0)
+    for b in (operator.space.split(null), rhs):
+        (found,) = run(operator, b, -min(eigenvalues), floor=None)
+        assert not found.converged
+        assert np.isfinite(operator.space.joined(found.vector)).all()
+        if found.negative_curvature is not None:  # a mixture with what is negative
+            assert found.negative_curvature.rayleigh_quotient < min(eigenvalues) - 1e-12
+        else:
+            assert found.ending is Ending.SINGULAR
+
+
 def test_negative_curvature_is_found_behind_a_preconditioner_too():
     operator = with_spectrum(language_model_spectrum(300))
     preconditioner = low_rank(operator, steps=30, seed=0, on_event=ignore)

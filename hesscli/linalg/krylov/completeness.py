@@ -20,7 +20,7 @@ from hesscli.linalg.operator import LinearOperator
 V = TypeVar("V")
 
 STEPS = 8  # an eigenvalue that was missed lies beyond all that is left, and shows in six to eight steps
-PROBES = 2  # the second start has next to no chance to miss what the first has missed
+PROBES = 4  # two starts have next to no chance to miss the same; more lower the bound on what is left
 # The sample index of the first start: no other vector of a run is drawn there.
 _FIRST_INDEX = 1 << 42
 
@@ -55,8 +55,8 @@ def find_missed(
     """Look for eigenvalues beyond the k-th found at each wanted end, and append what is found to `basis`.
 
     `values` and `residual_norms` (k',) are those of the basis's vectors, `noise` the product's error on a unit
-    vector. Costs 8 products a probe: one, or two where one does not settle it. Where something is found the probe
-    goes on until it has converged, and new probes follow: together at most max(16, `max_steps`) products. Holds
+    vector. Costs 8 products a probe: one, or up to four where fewer do not settle it. Where something is found the
+    probe goes on until it has converged, and new probes follow: together at most max(32, `max_steps`) products. Holds
     max(10, `capacity` - k') vectors beside the basis.
 
     An eigenvalue that lies beyond the k-th by less than the k-th's own residual counts as the k-th.
@@ -68,8 +68,9 @@ def find_missed(
     rest: tuple[float | None, float | None] = (None, None)
     while len(basis) < space.dimension:
         limits = _limits(values, residual_norms, target, noise)
-        if len(clean) == PROBES or spent + STEPS > budget or (clean and _within(rest, limits, target)):
-            return Completeness(probes, spent, found, rest, bool(clean) and _within(rest, limits, target))
+        complete = bool(clean) and _counted(values, residual_norms, rest, limits, target)
+        if len(clean) == PROBES or spent + STEPS > budget or complete:
+            return Completeness(probes, spent, found, rest, complete)
         start = space.random("gaussian", seed=seed, index=_FIRST_INDEX + probes)
         state, probes = LanczosState.start(space, start, reorthogonalise=True, outside=basis), probes + 1
         while state.num_matvecs < STEPS and not state.exhausted:
@@ -105,9 +106,34 @@ def _limits(values: np.ndarray, residual_norms: np.ndarray, target: Target, nois
     return below, above
 
 
-def _within(rest: tuple[float | None, float | None], limits: tuple[float, float], target: Target) -> bool:
-    below = -1 not in target.signs or (rest[0] is not None and rest[0] >= limits[0])
-    return below and (1 not in target.signs or (rest[1] is not None and rest[1] <= limits[1]))
+def _counted(
+    values: np.ndarray,
+    residual_norms: np.ndarray,
+    rest: tuple[float | None, float | None],
+    limits: tuple[float, float],
+    target: Target,
+) -> bool:
+    """Whether beyond each limit there are no more eigenvalues than wanted values that lie farther out than the k-th.
+
+    H has A = diag(values) and B in its diagonal blocks, B being what is not in the basis, and residuals R between them.
+    Where B stays below t, H has as many eigenvalues above t as A - t + R^T (t - B)^-1 R has above zero (Haynsworth
+    1968). A guard that has not converged may hide one: then it is not enough that B ends below the limit.
+    """
+    low, high = target.ends(len(values))
+    for sign, count in ((-1, low), (1, high)):
+        if not count:
+            continue
+        edge, t = rest[max(sign, 0)], sign * limits[max(sign, 0)]
+        if edge is None or sign * edge > t:
+            return False
+        others = np.argsort(-sign * values)[count - 1 :]
+        others = others[residual_norms[others] > 0]
+        below = t - sign * values[others]
+        if (below <= 0).any():
+            return False
+        if others.size and float((residual_norms[others] ** 2 / below).sum()) >= t - sign * edge:
+            return False
+    return True
 
 
 def _edges(clean: list[ResidualPolynomial], dimension: int, target: Target) -> tuple[float | None, float | None]:

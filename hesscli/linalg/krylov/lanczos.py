@@ -25,6 +25,9 @@ V = TypeVar("V")
 # sqrt(eps) would lie inside genuine float32 betas.
 _BREAKDOWN = 10.0
 _TWICE = 0.5  # of ||w||^2: where Gram-Schmidt takes away more, rounding of it is no longer small beside what is left
+# A product shorter or longer than this is brought to unit length, by a power of two, before Gram-Schmidt:
+# of denormal numbers, those below 1e-38 in float32, what is left would be no more orthogonal than they have digits.
+_SHORT, _LONG = 1e-25, 1e25
 _METER_FLOOR = 10.0  # times sqrt(eps): below it the noise meter reads rounding
 
 
@@ -127,8 +130,12 @@ class LanczosState(Generic[V]):
         if not np.isfinite(norm_in):
             msg = "a product is not finite"
             raise FloatingPointError(msg)
-        alpha = self._three_term(w) if self.basis is None else self._orthogonalise(w, self.basis)
-        beta = space.norm(w)
+        unit = 2.0 ** round(float(np.log2(norm_in))) if 0 < norm_in < _SHORT or norm_in > _LONG else 1.0
+        if unit != 1.0:
+            space.scale(1.0 / unit, w)
+        alpha = unit * (self._three_term(w, unit) if self.basis is None else self._orthogonalise(w, self.basis, unit))
+        length = space.norm(w)
+        beta = unit * length
         self.alphas.append(alpha)
         self.betas.append(beta)
         full = self.basis is not None and len(self.basis) >= self.dimension
@@ -136,7 +143,7 @@ class LanczosState(Generic[V]):
             self.betas[-1] = 0.0
             self.exhausted = True
             return
-        space.scale(1.0 / beta, w)
+        space.scale(1.0 / length, w)
         near = self.basis is None or self.basis.rounding > 0
         self.previous, self.current = (self.current if near else None), w
 
@@ -148,7 +155,8 @@ class LanczosState(Generic[V]):
             self.current = self.basis.vector(len(self.basis) - 1)
         return self.current
 
-    def _orthogonalise(self, w: V, basis: Basis[V]) -> float:
+    def _orthogonalise(self, w: V, basis: Basis[V], unit: float) -> float:
+        """Make w orthogonal to the basis, and return the last coefficient, both in this unit."""
         if len(basis) == len(self.restarted.coupling) + len(self.alphas):
             basis.append(self.current)
         if basis.rounding:
@@ -160,12 +168,13 @@ class LanczosState(Generic[V]):
         self._project(w)
         column = self._far(w, basis)
         if basis.rounding and len(near) == min(2, len(column)):
-            self.slip = max(self.slip, float(np.linalg.norm(column)))
+            self.slip = max(self.slip, unit * float(np.linalg.norm(column)))
         column[-len(near) :] += near
+        column *= unit
         if self.betas and self.betas[-1] > 0:
             self.meter.append((self.betas[-1], float(column[-2])))
         self.coefficients.append(column)
-        return float(column[-1])
+        return float(column[-1]) / unit
 
     def _far(self, w: V, basis: Basis[V]) -> np.ndarray:
         """Make w orthogonal to the whole basis, and return what was taken away."""
@@ -190,9 +199,9 @@ class LanczosState(Generic[V]):
             self.space.axpy(-coefficients[-1], v, w)
         return np.array(coefficients)
 
-    def _three_term(self, w: V) -> float:
+    def _three_term(self, w: V, unit: float) -> float:
         if self.previous is not None:
-            self.space.axpy(-self.betas[-1], self.previous, w)
+            self.space.axpy(-self.betas[-1] / unit, self.previous, w)
         alpha = self.space.inner(self.current, w)
         self.space.axpy(-alpha, self.current, w)
         self._project(w)

@@ -28,6 +28,8 @@ def refined(operator: LinearOperator[V], basis: Basis[V]) -> Basis[V]:
         y = basis.vector(i)
         w = operator.matvec(y)
         sizes.append(abs(space.inner(y, w)))
+        if (length := space.norm(w)) > 0:  # of unit length, for squares of a large or small matrix are beyond float32
+            space.scale(1.0 / length, w)
         products.append(w)
     for i, size in enumerate(sizes):
         out.append(products.vector(i) if size >= SMALLEST * max(sizes) and size > 0 else basis.vector(i))

@@ -19,8 +19,8 @@ class WindowedLanczos(LanczosState[V]):
     window: int = 1
     recent: list[V] = field(default_factory=list)
 
-    def _three_term(self, w: V) -> float:
-        alpha = super()._three_term(w)
+    def _three_term(self, w: V, unit: float) -> float:
+        alpha = super()._three_term(w, unit)
         self.recent = [*self.recent, self.current][-self.window :]
         for u in self.recent:
             self.space.axpy(-self.space.inner(u, w), u, w)

@@ -16,6 +16,16 @@ from hesscli.linalg.solvers.preconditioner import Preconditioner
 from hesscli.linalg.space import Space
 
 V = TypeVar("V")
+_FLAT = 10.0  # rounding errors of a product
+
+
+def curvature_rounding(space: Space[V], *, product_norm: float, length: float, damping: float) -> float:
+    """What of p.(H + damping I)p may be rounding alone, for ||H p|| and ||p||.
+
+    A definite matrix has less curvature than that along no direction, unless its condition number is above 1e12 in
+    float32: the least of p.Ap / ||p|| ||Ap|| is 2 / sqrt(condition) (Kantorovich).
+    """
+    return _FLAT * space.epsilon * length * (product_norm + damping * length)
 
 
 @dataclass(slots=True)
@@ -46,7 +56,7 @@ class ConjugateGradients(Generic[V]):
     steps: list[float] = field(default_factory=list)
     ratios: list[float] = field(default_factory=list)
     indefinite: bool = False
-    """The direction has no positive curvature with the smallest damping: no step was taken, and none may follow."""
+    """The direction has no curvature above zero with the smallest damping: no step was taken, and none may follow."""
 
     @classmethod
     def start(
@@ -76,12 +86,14 @@ class ConjugateGradients(Generic[V]):
         """One more step: one product. Raises FloatingPointError where it is not finite."""
         space, direction = self.space, self.systems[self.damping].direction
         w = operator.matvec(direction)
+        length = space.norm(direction)
+        rounding = curvature_rounding(space, product_norm=space.norm(w), length=length, damping=self.damping)
         space.axpy(self.damping, direction, w)
         curvature = space.inner(direction, w)
         if not np.isfinite(curvature):
             msg = "a product is not finite"
             raise FloatingPointError(msg)
-        if curvature <= 0:
+        if curvature <= rounding:  # a step along a null vector would be as long as rounding makes it
             self.indefinite = True
             return
         step = self.square / curvature

@@ -18,12 +18,17 @@ class Ending(Enum):
         "or use --operator ggn with --preconditioner low-rank",
     )
     STAGNATED = (
-        "the true residual stopped decreasing: what is left is the product's own error",
+        "the true residual stopped decreasing: what is left is the product's own error, or out of a singular matrix's "
+        "reach",
         "raise --damping or --tolerance, use --dtype float64, or look at the preflight",
     )
     NEGATIVE_CURVATURE = (
         "conjugate gradients met a direction of negative curvature and stopped",
         "raise --damping above the most negative eigenvalue, or use --solver minres or --operator ggn",
+    )
+    SINGULAR = (
+        "conjugate gradients met a direction without curvature and stopped: the matrix is singular along it",
+        "raise --damping, or use --solver minres",
     )
     LEAST_SQUARES = (
         "the matrix is singular to the tolerance: the solution is one of least squares, not the shortest",
@@ -36,7 +41,7 @@ class Ending(Enum):
 
 @dataclass(frozen=True, slots=True)
 class NegativeCurvature(Generic[V]):
-    """A direction in which p.(H + damping I)p is not above zero."""
+    """A direction in which p.(H + damping I)p is below zero."""
 
     rayleigh_quotient: float
     """p.Hp / p.p, from a product of its own: an eigenvalue of H is no higher."""
