@@ -1,6 +1,10 @@
 """Failures that a user can act on: one line each, with the exit code that it ends in."""
 
+import errno
 from typing import ClassVar
+
+# What a disk says that takes no more: full, over a quota, above the largest file allowed, or made read-only.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class HessError(Exception):

@@ -68,6 +68,14 @@ def tiny_model(name, *, attention="eager"):
     return model.float().eval()
 
 
+def deep_llama(num_hidden_layers):
+    """A Llama most of whose weights are in its layers; the same ones at each call."""
+    torch.manual_seed(0)
+    wide = {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 2, "num_key_value_heads": 2}
+    config = LlamaConfig(vocab_size=VOCAB, **wide, num_hidden_layers=num_hidden_layers, initializer_range=0.1)
+    return AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+
+
 def tiny_opt(activation, *, ffn_dim=64, num_hidden_layers=2):
     """An OPT wide enough that a step of a difference crosses kinks, where its activation has any."""
     torch.manual_seed(0)

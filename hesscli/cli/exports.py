@@ -112,14 +112,16 @@ def _sweep_page(file: Path, page: Path) -> str:
 
 def _commands(recipe: Path) -> Mapping[str, str]:
     """Return what to type to measure the same again, as far as this version understands the recipe."""
-    from hesscli.cli.replay import command_line
+    from hesscli.cli.replay import command_line, run_command
 
-    found = {"With the recipe, from the folder of the run": "hess run recipe.yaml"}
     try:
-        return {"From the command line": command_line(recipe), **found}
+        return {
+            "From the command line": command_line(recipe),
+            "With the recipe, from where the run was started": run_command(recipe),
+        }
     except UsageError as error:
         complain(f"warning: recipe.yaml: {error}")
-        return found
+        return {}
 
 
 def _addresses(folder: Path, page: Path) -> Mapping[str, str]:

@@ -1,7 +1,8 @@
 """The verbs that measure: density, topk, trace, blockdiag, solve, and run for a recipe."""
 
+import inspect
 import os
-import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,12 +12,13 @@ from rich.markup import escape
 
 from hesscli.cli.gates import Asserts, BaselineFile, Inconclusive, announce_run, policy_of
 from hesscli.cli.options import measuring_parameters, recipe_values, with_parameters
-from hesscli.cli.output import complain, progress_console, result_console, say
+from hesscli.cli.output import complain, is_first, progress_console, result_console, say
 from hesscli.errors import UntrustworthyError, UsageError
 from hesscli.recipe import PROBES
 from hesscli.recipe.document import Values, dump, load_recipe, parse_overrides, resolve, without
 from hesscli.recipe.matrix import SWEEP_KEYS
 from hesscli.recipe.shipped import find_recipe
+from hesscli.report.files import write_whole
 
 Json = Annotated[bool, typer.Option("--json", metavar="", help="the report and nothing else on stdout")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", metavar="", help="the report's path and nothing else on stdout")]
@@ -75,48 +77,14 @@ _RUN = "Measure what a recipe says; a.b=c changes a value, ~a.b puts it back to 
 
 def register(app: typer.Typer) -> None:
     """Put the measuring verbs on the app."""
+    asked = list(inspect.signature(_wishes).parameters.values())
     for probe in PROBES:
-        app.command(probe, help=_WHAT[probe])(with_parameters(_verb(probe), measuring_parameters(probe)))
-    app.command("run", help=_RUN)(_run)
+        app.command(probe, help=_WHAT[probe])(with_parameters(_verb(probe), [*measuring_parameters(probe), *asked]))
+    app.command("run", help=_RUN)(with_parameters(_run, asked))
 
 
-def _verb(probe: str) -> Any:
-    def command(
-        model: ModelArgument = None,
-        context: typer.Context = None,  # type: ignore[assignment] # typer gives it
-        json: Json = False,
-        quiet: Quiet = False,
-        verbose: Verbose = False,
-        dry_run: DryRun = False,
-        force: Force = False,
-        no_resume: NoResume = False,
-        strict: Strict = False,
-        print_config: Print = False,
-        report: ReportFile = None,
-        log_to: LogTo = None,
-        asserts: Asserts = None,
-        baseline: BaselineFile = None,
-        on_inconclusive: Inconclusive = "warn",
-        **options: Any,
-    ) -> None:
-        layers = [("command", {"probe": probe}), *model_layer(model), ("flag", recipe_values(options))]
-        if dry_run:
-            _plan(layers, json=json, typed=typed_words(context, model))
-            return
-        gates = _GateWishes(asserts, baseline, on_inconclusive)
-        wishes = _Wishes(json, quiet, verbose, force, not no_resume, strict, print_config, report, log_to or [], gates)
-        _measure(layers, wishes)
-
-    return command
-
-
-def _run(
-    recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="a YAML file, or a name of hess recipes", show_default=False)
-    ],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="A.B=C|~A.B", help="changes, such as data.limit=8 ~model.dtype")
-    ] = None,
+def _wishes(
+    *,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -130,19 +98,53 @@ def _run(
     asserts: Asserts = None,
     baseline: BaselineFile = None,
     on_inconclusive: Inconclusive = "warn",
+) -> "_Wishes":
+    """What every measuring verb takes beside its recipe; these parameters are the options, once."""
+    if dry_run and print_config:
+        raise UsageError("dry_run", "and print_config each say something else in place of the run", "give one of them")
+    gates = _GateWishes(asserts, baseline, on_inconclusive)
+    return _Wishes(
+        json, quiet, verbose, dry_run, force, not no_resume, strict, print_config, report, log_to or [], gates
+    )
+
+
+def _apart(options: Mapping[str, Any]) -> tuple["_Wishes", dict[str, Any]]:
+    """What is asked for beside the recipe, and the values of the recipe."""
+    names = inspect.signature(_wishes).parameters
+    beside = {name: value for name, value in options.items() if name in names}
+    return _wishes(**beside), {name: value for name, value in options.items() if name not in names}
+
+
+def _verb(probe: str) -> Any:
+    def command(
+        model: ModelArgument = None,
+        context: typer.Context = None,  # type: ignore[assignment] # typer gives it
+        **options: Any,
+    ) -> None:
+        wishes, values = _apart(options)
+        layers = [("command", {"probe": probe}), *model_layer(model), ("flag", recipe_values(values))]
+        _measure(layers, wishes, typed=typed_words(context, model))
+
+    return command
+
+
+def _run(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="a YAML file, or a name of hess recipes", show_default=False)
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="A.B=C|~A.B", help="changes, such as data.limit=8 ~model.dtype")
+    ] = None,
+    **options: Any,
 ) -> None:
+    wishes, _ = _apart(options)
     changed, removed = parse_overrides(overrides or [])
     path = find_recipe(recipe)
     values = without(load_recipe(path), removed)
     if any(key.partition(".")[0] in SWEEP_KEYS for key in (*values, *changed)):
         raise UsageError("matrix", f"{recipe} is a recipe of many cells", f"use hess sweep {recipe}, or drop ~matrix")
     layers: list[tuple[str, Values]] = [("recipe", values), ("override", changed)]
-    if dry_run:
-        _plan(layers, json=json, typed=None)
-        return
-    gates = _GateWishes(asserts, baseline, on_inconclusive, path.parent)
-    wishes = _Wishes(json, quiet, verbose, force, not no_resume, strict, print_config, report, log_to or [], gates)
-    _measure(layers, wishes)
+    _measure(layers, wishes, typed=None, folder=path.parent)
 
 
 def typed_words(context: typer.Context, model: str | None) -> list[str]:
@@ -151,7 +153,10 @@ def typed_words(context: typer.Context, model: str | None) -> list[str]:
     words = [] if model is None else ["MODEL" if bare else model]
     for parameter in context.command.params:
         name, value = parameter.name or "", context.params.get(parameter.name or "")
-        if name in _NOT_KEPT or value in (None, False, []) or value == parameter.default:
+        if name in _NOT_KEPT or value in (None, []) or value == parameter.default:
+            continue
+        if value is False:  # as --no-pack is typed
+            words += parameter.secondary_opts
             continue
         flag = max(parameter.opts, key=len)
         for one in value if isinstance(value, list | tuple) else [value]:
@@ -161,12 +166,6 @@ def typed_words(context: typer.Context, model: str | None) -> list[str]:
 
 # What a recommended command says itself, and what only asks for the plan.
 _NOT_KEPT = ("model", "probe", "devices", "calibrate", "json", "dry_run", "operator__product", "data__batch_size")
-
-
-def _plan(layers: list[tuple[str, Values]], *, json: bool, typed: list[str] | None) -> None:
-    from hesscli.cli.planning import show_plan
-
-    show_plan(resolve(layers)[0], json=json, typed=typed)
 
 
 def model_layer(argument: str | None) -> list[tuple[str, Values]]:
@@ -180,12 +179,11 @@ def model_layer(argument: str | None) -> list[tuple[str, Values]]:
 
 @dataclass(frozen=True, slots=True)
 class _GateWishes:
-    """What the command line demands of the report, and where the recipe lies that demands more."""
+    """What the command line demands of the report."""
 
     asserts: list[str] | None
     baseline: str | None
     on_inconclusive: str
-    folder: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +193,7 @@ class _Wishes:
     json: bool
     quiet: bool
     verbose: bool
+    dry_run: bool
     force: bool
     resume: bool
     strict: bool
@@ -204,12 +203,15 @@ class _Wishes:
     gates: _GateWishes
 
 
-def _measure(layers: list[tuple[str, Values]], wishes: _Wishes) -> None:
+def _measure(
+    layers: list[tuple[str, Values]], wishes: _Wishes, *, typed: list[str] | None, folder: Path | None = None
+) -> None:
+    """Run the recipe of these layers; `folder` is where it lies, `typed` the words of a command to be recommended."""
     recipe, origins = resolve(layers)
     if wishes.print_config:
         say(dump(recipe, origins).rstrip())
         return
-    if wishes.copy is not None:
+    if wishes.copy is not None and is_first():
         _check_copy(Path(wishes.copy))
     if "model.id" not in origins and not wishes.quiet:
         complain("no MODEL given: using demo, the embedded checkpoint")
@@ -218,15 +220,20 @@ def _measure(layers: list[tuple[str, Values]], wishes: _Wishes) -> None:
 
     gates = wishes.gates
     policy = policy_of(gates.on_inconclusive)
-    demands = demands_for(recipe.gates, gates.asserts, gates.baseline, folder=gates.folder)
+    demands = demands_for(recipe.gates, gates.asserts, gates.baseline, folder=folder) if is_first() else []
     from hesscli.run.progress import ProgressListener
     from hesscli.run.tracking import track, usable
 
     listener = ProgressListener(progress_console(), quiet=wishes.quiet, verbose=wishes.verbose)
     trackers = usable(wishes.log_to, on_event=listener)
+    if wishes.dry_run:  # what is refused before a run is refused before its plan
+        from hesscli.cli.planning import show_plan
+
+        show_plan(recipe, json=wishes.json, typed=typed)
+        return
     from hesscli.run.together import together
 
-    with together(recipe) as share, listener:
+    with together(recipe, force=wishes.force, resume=wishes.resume) as share, listener:
         from hesscli.run.session import run  # inside: where something is missing on one machine, all hear of it
 
         outcome = run(share.recipe, force=wishes.force, resume=wishes.resume, on_event=listener)
@@ -252,8 +259,9 @@ def _measure(layers: list[tuple[str, Values]], wishes: _Wishes) -> None:
             render(outcome.report, console)
         say(text.get().rstrip("\n"))
         say(f"report  {path}")
+        kind = ".png" if any(name.endswith(".png") for name in outcome.report.artifacts) else ".svg"
         for name in outcome.report.artifacts:
-            if name.endswith(".png"):
+            if name.endswith(kind):
                 say(f"figure  {outcome.folder / name}")
     if judged is not None:
         announce_run(judged, shown=not (wishes.json or wishes.quiet))
@@ -276,12 +284,12 @@ def _check_copy(copy: Path) -> None:
 
 
 def _copy(report: Path, copy: Path) -> None:
+    if copy.exists() and copy.samefile(report):
+        return
     try:
-        if not (copy.exists() and copy.samefile(report)):
-            shutil.copyfile(report, copy)
-    except OSError as error:
-        what = f"{str(copy)!r} cannot be written ({error.strerror})"
-        raise UsageError("report", what, f"the report is in {str(report)!r}") from error
+        write_whole(report.read_text(encoding="utf-8"), copy, field="report")
+    except UsageError as error:
+        raise UsageError("report", error.what, f"the report is in {str(report)!r}") from None
 
 
 def _verdict(status: str, text: str, *, strict: bool) -> None:

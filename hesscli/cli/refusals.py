@@ -6,6 +6,8 @@ from typing import Any
 
 from hesscli.errors import UsageError
 
+_OF_RECIPES = ("run", "sweep")  # the verbs whose options stand in a recipe
+
 
 def is_refusal(error: Exception) -> bool:
     """Whether the error is the parser's own: unknown option, missing argument, unknown command."""
@@ -35,10 +37,20 @@ def as_usage_error(error: Any, arguments: Sequence[str], commands: Mapping[str, 
 
 
 def _where_else(option: str, context: Any, commands: Mapping[str, Any]) -> str:
+    if context is not None and context.info_name in _OF_RECIPES and (key := _recipe_key(option, commands)):
+        return f"write {key}=VALUE"
     if others := [verb for verb, command in commands.items() if option in _names(command)]:
-        return f"leave it out: {' and '.join(others)} {'read' if len(others) > 1 else 'reads'} it"
+        *most, last = others
+        listed = f"{', '.join(most)} and {last} read" if most else f"{last} reads"
+        return f"leave it out: {listed} it"
     near = get_close_matches(option, _names(context.command) if context else [], n=1)
     return f"did you mean {near[0]}?" if near else ""
+
+
+def _recipe_key(option: str, commands: Mapping[str, Any]) -> str:
+    """The key of a recipe that an option of a measuring verb stands for, empty where it is none."""
+    options = [p for command in commands.values() for p in command.params if option in (*p.opts, *p.secondary_opts)]
+    return next((str(p.name).replace("__", ".") for p in options if "__" in str(p.name)), "")
 
 
 def _names(command: Any) -> list[str]:

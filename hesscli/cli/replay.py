@@ -29,6 +29,17 @@ def command_line(recipe: Path) -> str:
     return shlex.join(words)
 
 
+def run_command(recipe: Path) -> str:
+    """Return `hess run RECIPE` for the recipe in a run's folder, its path as it is from where the run was started.
+
+    There, and nowhere else, do relative names of models and data hold. Raises UsageError where this version does not
+    understand the recipe.
+    """
+    found, _ = resolve([("recipe", load_recipe(recipe))])
+    place = recipe.absolute().parent.parts[-3:]  # model, revision, run
+    return shlex.join(["hess", "run", str(Path(found.output.dir, *place, recipe.name))])
+
+
 def _flags(probe: str) -> dict[str, tuple[str, str]]:
     """Return the long spelling of each option, and what switches it off, by the name of its parameter."""
     command = typer.Typer()

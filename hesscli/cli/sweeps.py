@@ -11,7 +11,8 @@ import typer
 from rich.markup import escape
 
 from hesscli.cli.gates import Asserts, BaselineFile, Inconclusive, announce_run, policy_of
-from hesscli.cli.output import complain, progress_console, result_console, say
+from hesscli.cli.measuring import Print, Verbose
+from hesscli.cli.output import complain, is_first, progress_console, result_console, say
 from hesscli.errors import IncompleteError, UsageError
 from hesscli.recipe import PROBES
 from hesscli.recipe.document import Values, load_recipe, parse_overrides, without
@@ -53,9 +54,7 @@ def _sweep(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", metavar="", help="list the cells and what would run, measure nothing")
     ] = False,
-    print_config: Annotated[
-        bool, typer.Option("--print-config", metavar="", help="print each value and its origin, measure nothing")
-    ] = False,
+    print_config: Print = False,
     output_dir: Annotated[
         str | None, typer.Option("-o", "--output-dir", metavar="DIR", help=escape("folder of run folders [outputs]"))
     ] = None,
@@ -63,6 +62,7 @@ def _sweep(
     quiet: Annotated[
         bool, typer.Option("-q", "--quiet", metavar="", help="the manifest's path and nothing else on stdout")
     ] = False,
+    verbose: Verbose = False,
     log_to: Annotated[
         list[str] | None,
         typer.Option(
@@ -78,6 +78,10 @@ def _sweep(
 ) -> None:
     from hesscli.recipe.cells import expand, print_cells
 
+    if dry_run and print_config:
+        raise UsageError(
+            "dry_run", "and print_config each say something else in place of the sweep", "give one of them"
+        )
     layers, folder = _layers(words, probe, output_dir)
     expansion = expand(layers)
     for dropped in expansion.idle:
@@ -90,7 +94,8 @@ def _sweep(
     from hesscli.run.sweep.plan import plan_sweep
     from hesscli.run.sweep.prospect import prospects
 
-    demands = demands_for(expansion.cells[0].recipe.gates, asserts, baseline, folder=folder)
+    own = expansion.cells[0].recipe.gates
+    demands = demands_for(own, asserts, baseline, folder=folder) if is_first() else []
     plan = plan_sweep(expansion)
     if part[1] > len(plan.cells):
         complain(f"{part[1]} shards of {len(plan.cells)} cells: some have none")
@@ -103,7 +108,7 @@ def _sweep(
     from hesscli.run.tracking import track, usable
 
     gating = Gating(demands, policy) if demands else None
-    listener = ProgressListener(progress_console(), quiet=quiet)
+    listener = ProgressListener(progress_console(), quiet=quiet, verbose=verbose)
     on_done = partial(track, usable(log_to or [], on_event=listener), on_event=listener)
     wishes: dict[str, Any] = {"shard": part, "retry_failed": retry_failed, "gating": gating}
     with listener as on_event:

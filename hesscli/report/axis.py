@@ -64,5 +64,6 @@ def decades(low: float, high: float, scale: float, count: int = 9) -> tuple[list
 def _noise(report: Report) -> float:
     preflight = report.operator.preflight
     found = [preflight.symmetry, preflight.repeat, preflight.linearity, preflight.known_answer, preflight.rounding]
+    found.append(preflight.rounding_at_ends)
     # A product that failed its preflight would hide the whole axis; its report says so in words.
     return min(max((abs(error) for error in found if error is not None), default=0.0), 1e-3)

@@ -45,6 +45,12 @@ def apart(value: float, halfwidth: float) -> tuple[str, str]:
     return number + power, f"{abs(halfwidth):.1e}"
 
 
+def arm(length: float) -> str:
+    """Return one arm of an interval with at most two significant digits: 0.33, 4, 240, 8.1e-05."""
+    text = f"{length:.2g}"
+    return significant(length, 2) if "e+" in text else text
+
+
 def significant(value: float, digits: int) -> str:
     """Return the value with so many significant digits and a true minus sign."""
     if value == 0:

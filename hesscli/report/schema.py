@@ -105,9 +105,12 @@ class Preflight(Part):
     slope: float | None = None
     """Of the gradient against a difference of the loss alone; good to 1e-2."""
     curvature: float | None = None
-    """Of the product against a second difference of the loss alone; good to 1e-2."""
+    """Of the product against a second difference of the loss alone, good to 1e-2, or of its derivatives in float64."""
     rounding: float | None = None
-    """Of products against the same in a wider dtype on these weights: float32 if they are narrow, float64 else."""
+    """Of products along random vectors against the same in a wider dtype on these weights: float32 if they are narrow,
+    float64 else."""
+    rounding_at_ends: float | None = None
+    """The same along vectors that lean to the ends of the spectrum."""
 
 
 class Operator(Part):
@@ -137,9 +140,13 @@ class Eigenpair(Part):
     value: float
     residual: float
     converged: bool
+    end: Literal["upper", "lower"] | None = None
+    """Which end of the spectrum it is of: both may be positive, as of a Gauss-Newton matrix. None: told by its sign."""
     bar: float | None = None
     """Half-width of an interval that holds an eigenvalue, the product's noise in it: residual^2 / gap where the gap
     to all other eigenvalues is established, else the residual."""
+    product_error: float | None = None
+    """The product's own error along the eigenvector, relative to the value; None where it is not measured."""
     slice_error: float | None = None
     """One standard error over the slice's rows, at a fixed eigenvector; None with too few rows (see the warnings)."""
     held_out: float | None = None
@@ -262,7 +269,7 @@ class System(Part):
 
     damping: float
     converged: bool
-    ending: Literal["converged", "zero", "steps_spent", "stagnated", "negative_curvature", "least_squares"]
+    ending: Literal["converged", "zero", "steps_spent", "stagnated", "negative_curvature", "singular", "least_squares"]
     residuals: list[float]
     """As the solver's recurrence has them, after each iteration and first at x = 0: blind to the product's noise."""
     true_residuals: list[tuple[int, float]]

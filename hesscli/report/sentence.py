@@ -2,8 +2,9 @@
 
 from hesscli.report.curves import share_within
 from hesscli.report.figures.blocks import baseline
-from hesscli.report.interval import halfwidth
-from hesscli.report.rounding import significant, with_error
+from hesscli.report.figures.stems import ends
+from hesscli.report.interval import figure
+from hesscli.report.rounding import significant
 from hesscli.report.schema import Eigenpair, Metric, Report, Spectrum
 from hesscli.report.words import percent, plural
 
@@ -35,9 +36,10 @@ def _topk(report: Report) -> str:
     pairs = report.eigenpairs
     missing = [pair for pair in pairs if not pair.converged]
     parts = [_ends(report)]
-    top = max(pairs, key=lambda pair: pair.value, default=None)
-    if top is not None and not top.converged:
-        parts = [f"the largest eigenvalue has not converged: {_nearest(top)}, and a larger one may be missing"]
+    above, below = ends(pairs)
+    end, word, beyond = (above, "largest", "larger") if above else (below, "smallest", "smaller")
+    if end and not end[0].converged:
+        parts = [f"the {word} eigenvalue has not converged: {_nearest(end[0])}, and a {beyond} one may be missing"]
     if missing and len(missing) < len(pairs):
         verb = "has" if len(missing) == 1 else "have"
         parts.append(f"{len(missing)} of {plural(len(pairs), 'pair')} {verb} not converged")
@@ -53,14 +55,14 @@ def _trace(report: Report) -> str:
     trace, mean, norm = (_found(report, name) for name in ("trace", "mean_eigenvalue", "frobenius_norm"))
     if trace is None:
         return "the trace could not be had"
-    text = f"the trace is {_figure(trace)}"
+    text = f"the trace is {figure(trace)}"
     if mean is not None:
-        text += f", a mean eigenvalue of {_figure(mean)}"
+        text += f", a mean eigenvalue of {figure(mean)}"
     if trace.ci is None:
         text += "; its error was not measured"
     elif trace.ci[0] <= 0 <= trace.ci[1]:
         text += "; whether it is positive or negative is not determined"
-    return text if norm is None else f"{text}; the Frobenius norm is {_figure(norm)}"
+    return text if norm is None else f"{text}; the Frobenius norm is {figure(norm)}"
 
 
 def _blockdiag(report: Report) -> str:
@@ -76,10 +78,10 @@ def _blockdiag(report: Report) -> str:
         verdict = "block-diagonal curvature does not hold"
     else:
         verdict = "block-diagonal curvature holds only in part"
-    text = f"{verdict}: over {count} blocks the relative error is {_figure(error)} (0 if it held, near 1 if not)"
+    text = f"{verdict}: over {count} blocks the relative error is {figure(error)} (0 if it held, near 1 if not)"
     if cosine is not None:
         _, expected = baseline([b.num_parameters for b in report.blocks])
-        text += f" and the cosine {_figure(cosine)}, {_against(cosine, expected)}"
+        text += f" and the cosine {figure(cosine)}, {_against(cosine, expected)}"
     return text
 
 
@@ -97,7 +99,7 @@ def _solve(report: Report) -> str:
     )
     if form is not None and form.ci is not None:
         what = "the Newton decrement squared" if solve.rhs == "gradient" else "the form b.x"
-        text += f"; {what} is {_figure(form)}"
+        text += f"; {what} is {figure(form)}"
     if system.negative_curvature is not None:
         quotient = significant(system.negative_curvature.rayleigh_quotient, 3)
         text += f"; along a direction that it met, the curvature is {quotient}"
@@ -109,17 +111,17 @@ def _solve(report: Report) -> str:
 def _ends(report: Report) -> str:
     top, bottom = _found(report, "lambda_max"), _found(report, "lambda_min")
     if top is None:
-        return ""
-    text = f"the largest eigenvalue is {_figure(top)}"
+        return "" if bottom is None else f"the smallest eigenvalue is {figure(bottom)}"
+    text = f"the largest eigenvalue is {figure(top)}"
     if bottom is None:
         return text
     low, high = bottom.ci or (_value(bottom), _value(bottom))
     if low <= 0 <= high:
-        return f"{text}; the smallest, {_figure(bottom)}, is not told apart from zero"
+        return f"{text}; the smallest, {figure(bottom)}, is not told apart from zero"
     if low > 0 or _value(top) <= 0:
-        return f"{text} and the smallest {_figure(bottom)}"
+        return f"{text} and the smallest {figure(bottom)}"
     ratio = significant(_value(top) / -_value(bottom), 2)
-    return f"{text}, about {ratio} times the size of the most negative one, {_figure(bottom)}"
+    return f"{text}, about {ratio} times the size of the most negative one, {figure(bottom)}"
 
 
 def _concentration(spectrum: Spectrum) -> str:
@@ -149,10 +151,6 @@ def _against(cosine: Metric, expected: float) -> str:
 
 def _nearest(pair: Eigenpair) -> str:
     return f"one lies within {significant(pair.residual, 2)} of {significant(pair.value, 3)}"
-
-
-def _figure(metric: Metric) -> str:
-    return with_error(_value(metric), halfwidth(metric))
 
 
 def _found(report: Report, name: str) -> Metric | None:

@@ -4,8 +4,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from hesscli.report.figures.stems import ends
-from hesscli.report.interval import arms, known_parts, main_source
+from hesscli.report.figures.stems import indexed_pairs
+from hesscli.report.interval import arms, known_parts, main_source, value_and_error
 from hesscli.report.rounding import apart, significant, with_error
 from hesscli.report.schema import Metric, Report, Solve
 from hesscli.report.words import DASH, thousands
@@ -27,16 +27,12 @@ def metric_cells(metric: Metric) -> tuple[str, str, str]:
     """Return (value, interval, main source of error), a dash for each that is not there and the reason last."""
     if metric.value is None:
         return DASH, DASH, metric.reason or "no value"
-    found = arms(metric)
-    if found is None:
-        return significant(metric.value, 3), DASH, metric.reason or "no interval: error not measured"
-    below, above = found
-    value, error = apart(metric.value, max(found))
-    if abs(above - below) > 0.2 * max(found):
-        error = f"+{above:.2g} −{below:.2g}"  # noqa: RUF001 - a minus sign
-    if max(found) == 0:
-        count = thousands(int(metric.value)) if metric.value.is_integer() else value
-        return count, error, metric.reason or "exact"
+    value, error = value_and_error(metric)
+    if metric.ci is None:
+        return value, DASH, metric.reason or "no interval: error not measured"
+    if not error:
+        return value, "0", metric.reason or "exact"
+    error = error.removeprefix("± ")
     source = main_source(metric.errors)
     if source is None:
         return value, error, "parts not measured"
@@ -53,9 +49,7 @@ def pair_table(report: Report) -> Table:
     further = any(pair.held_out is not None for pair in report.eigenpairs)
     columns = ["slice error"] * spread + ["held out"] * further
     table = _table("eigenpair", "value", "± bar", "residual", *columns, "converged")
-    above, below = ends(report.eigenpairs)
-    indices = [*range(1, len(above) + 1), *range(-len(below), 0)]
-    for index, pair in list(zip(indices, [*above, *reversed(below)], strict=True))[: 2 * MOST]:
+    for index, pair in indexed_pairs(report)[: 2 * MOST]:
         value, bar = apart(pair.value, pair.bar if pair.bar is not None else pair.residual)
         converged = Text("yes") if pair.converged else Text("NO", style="bold")
         cells = [_signed(index), value, DASH if pair.bar is None else bar, f"{pair.residual:.1e}"]

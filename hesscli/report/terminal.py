@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from hesscli.report.rounding import with_error
 from hesscli.report.schema import Loss, Report
 from hesscli.report.sentence import sentence
-from hesscli.report.words import DASH, KIND, amount, headline, plural, thousands
+from hesscli.report.words import DASH, KIND, NBSP, amount, headline, plural, thousands, tied
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -67,8 +67,7 @@ def _print(report: Report, console: "Console") -> None:
 
 def _wrapped(text: str, width: int) -> list[str]:
     """Return the lines of a text; a value stays with its error and its unit."""
-    tied = text.replace(" ± ", "\xa0±\xa0").replace(" %", "\xa0%")
-    return [line.replace("\xa0", " ") for line in wrap(tied, width)]
+    return [line.replace(NBSP, " ") for line in wrap(tied(text), width)]
 
 
 def measured(report: Report) -> list[str]:

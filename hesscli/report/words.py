@@ -15,11 +15,13 @@ KIND = {
 
 
 def headline(report: Report) -> str:
-    """Return `MODEL@REVISION`, with a commit cut to eight digits."""
+    """Return `MODEL@REVISION`, with a commit cut to eight digits; of an adapter ` on BASE` behind it."""
     revision = report.model.revision or report.model.commit
     if revision and re.fullmatch(r"[0-9a-f]{40}", revision):
         revision = revision[:8]
-    return f"{report.model.id}@{revision}" if revision else report.model.id
+    name = f"{report.model.id}@{revision}" if revision else report.model.id
+    base = re.sub(r"(@[0-9a-f]{8})[0-9a-f]{32}$", r"\1", report.model.base or "")
+    return f"{name} on {base}" if base else name
 
 
 def settings(report: Report) -> str:
@@ -39,6 +41,12 @@ def amount(report: Report) -> str:
     if report.model.task == "image-classification":
         return plural(report.data.sequences, "image")
     return f"{thousands(report.data.tokens)} tokens"
+
+
+def tied(text: str) -> str:
+    """Return the text with no-break spaces where a value, its error and its unit meet."""
+    arms = re.sub(r" (\+[\d.e+-]+) (\N{MINUS SIGN}[\d.e+-]+)", rf"{NBSP}\1{NBSP}\2", text)
+    return arms.replace(" ± ", f"{NBSP}±{NBSP}").replace(" %", f"{NBSP}%")
 
 
 def distrust(report: Report) -> str:

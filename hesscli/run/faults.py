@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from hesscli.errors import DoesNotFitError, HessError, UsageError
+from hesscli.errors import NO_ROOM, DoesNotFitError, HessError, UsageError
 from hesscli.recipe.schema import DataSection, ModelSection
 
 # Of the host's allocator, of CUDA, and of its libraries, which take memory past torch's allocator.
@@ -22,9 +22,11 @@ def as_hess_error() -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise no_memory("the product does not fit") from error
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise UsageError("output.dir", "the disk is full", "give another folder with -o") from error
-        raise
+        if error.errno not in NO_ROOM:
+            raise
+        what = "the disk is full" if error.errno == errno.ENOSPC else f"cannot be written ({error.strerror})"
+        remedy = "give another folder with -o, and with TMPDIR where --basis disk is used"
+        raise UsageError("output.dir", what, remedy) from error
     except RuntimeError as error:
         text = str(error)
         if is_out_of_memory(error):

@@ -11,10 +11,8 @@ from hesscli.curvature.choice import Choice, choose_operator
 from hesscli.curvature.differences.finite_difference import FiniteDifferenceOperator
 from hesscli.curvature.differences.kinks import find_kinks
 from hesscli.curvature.risk import EmpiricalRisk, LossValue
-from hesscli.curvature.trust.float64 import with_float64
 from hesscli.curvature.trust.precision import narrow_inside
-from hesscli.curvature.trust.preflight import Preflight, RefusedProductError, check_product
-from hesscli.curvature.trust.rounding import check_rounding, gradient_in_float32, is_narrow, rounding_error
+from hesscli.curvature.trust.preflight import Preflight, RefusedProductError
 from hesscli.distributed import ALONE, ranks
 from hesscli.errors import UntrustworthyError, UsageError
 from hesscli.events import Event, Finished, Noted, OnEvent, Started, Warned
@@ -28,12 +26,14 @@ from hesscli.report.kernel import with_kernel
 from hesscli.run.environment import environment, exact_arithmetic, keep_freed_pages, peak_bytes
 from hesscli.run.faults import as_hess_error
 from hesscli.run.figures.measure import Findings, estimator_settings, measure
+from hesscli.run.figures.pairs import check_topk
 from hesscli.run.figures.solve import check_rows, check_solve
 from hesscli.run.journal import Journal
 from hesscli.run.observed import ObservedOperator
 from hesscli.run.planning.check import check_fits, explained
 from hesscli.run.redrawing import drawn_as_asked
 from hesscli.run.retreat import RetreatingOperator
+from hesscli.run.self_test import self_test
 from hesscli.run.setup import Subject, build_subject
 from hesscli.run.storage.artifacts import save_vectors
 from hesscli.run.storage.folder import STATE, check_writable, part_folder, part_of, run_folder, run_hash
@@ -87,6 +87,8 @@ def run(
     keep_freed_pages()
     if recipe.probe == "solve":
         check_solve(recipe)
+    elif recipe.probe == "topk":
+        check_topk(recipe)
     with as_hess_error():
         subject = build_subject(recipe, on_event=listener)
     if recipe.probe == "solve":
@@ -107,7 +109,7 @@ def run(
     state = State(ranks().agreed(part_of(final)) / STATE, ranks())
     with explained(recipe, subject, listener), as_hess_error(), part_folder(final, resume=resume) as part:
         resumed = _goes_on(state, on_event) if resume else False
-        check_fits(recipe, subject)
+        subject = check_fits(recipe, subject, listener)
         journal = Journal(part, subject.risk.space, run_id=run_id, on_event=listener)
         facts = {"probe": recipe.probe, "operator": recipe.operator.kind}
         with journal.open(resumed=resumed, **facts):
@@ -151,6 +153,7 @@ def _facts(recipe: Recipe, subject: Subject) -> dict[str, object]:
         "weights": identity.weights_sha256,
         "class": identity.class_name,
         "config": subject.checkpoint.config_sha256,
+        **_own_code(subject),
         "dtype": identity.dtype,
         "attention": identity.attention,
         "data": subject.data.fingerprint,
@@ -162,6 +165,12 @@ def _facts(recipe: Recipe, subject: Subject) -> dict[str, object]:
         "parameters": list(subject.risk.space.names),
         "estimator": estimator_settings(recipe),
     }
+
+
+def _own_code(subject: Subject) -> dict[str, object]:
+    """Where the checkpoint's own code was loaded to: transformers names it by a hash of its files, or the commit."""
+    module = type(subject.checkpoint.model).__module__
+    return {"code": module} if module.startswith("transformers_modules.") else {}
 
 
 def _measured(
@@ -179,7 +188,7 @@ def _measured(
     differences = _differences(choice)
     if (inside := narrow_inside(subject.risk)) is not None:
         listener(inside)
-    for warning in find_kinks(subject.checkpoint.model) if differences else []:
+    for warning in find_kinks(subject.risk) if differences else []:
         listener(warning)
     log = None if state is None else ProductLog(state, subject.risk.space)
     patient = RetreatingOperator(choice.operator, subject.risk, recipe=recipe, on_event=listener)
@@ -195,32 +204,14 @@ def _measured(
         journal.loss(loss.value)
         gradient, gradient_seconds = patient.patiently(lambda: _timed_gradient(subject.risk))
         journal.gradient(gradient, gradient_seconds)
-        narrow, kind, seed = is_narrow(subject.risk), recipe.operator.kind, recipe.estimator.seed
-        if narrow and differences:  # they compute in float32, and are held against its gradient
-            gradient = differences.gradient()
-        elif narrow and kind == "hessian":  # one in float32 does not share the product's roundings
-            gradient = patient.patiently(lambda: gradient_in_float32(subject.risk) or []) or gradient
-        preflight = check_product(
-            operator,
-            subject.risk,
-            loss=loss,
-            gradient=gradient,
-            semi_definite=kind != "hessian",
-            seed=seed,
+        found = self_test(
+            recipe, subject.risk, operator, patient, differences, loss=loss, gradient=gradient, on_event=listener
         )
         del gradient
-        if narrow and differences is None:
-            rounding = rounding_error(operator, subject.risk, kind=kind, seed=seed)
-            preflight = replace(preflight, rounding=rounding)
-            for warning in check_rounding(rounding):
-                listener(warning)
-        elif differences is None:
-            preflight = with_float64(preflight, subject.risk, kind=kind, seed=seed)
-        preflight = replace(preflight, differences=differences is not None)
+        preflight, noise = found.preflight, found.noise
         listener(Finished("preflight"))
         operator.seconds, warm_up = 0.0, operator.num_matvecs - operator.num_replayed
-        noise = max(preflight.noise, differences.relative_error if differences else 0.0)
-        findings = measure(recipe, subject, operator, noise=noise, on_event=listener)
+        findings = measure(recipe, subject, operator, noise=noise, errors_along=found.errors_along, on_event=listener)
         timed = operator.num_matvecs - operator.num_replayed - warm_up
     except (UntrustworthyError, FloatingPointError) as error:
         timed = 0
@@ -348,6 +339,7 @@ def _operator(
             slope=preflight.slope,
             curvature=preflight.curvature,
             rounding=preflight.rounding,
+            rounding_at_ends=preflight.rounding_at_ends,
         )
     return schema.Operator(
         kind=recipe.operator.kind,

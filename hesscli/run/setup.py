@@ -58,10 +58,12 @@ def build_subject(recipe: Recipe, *, on_event: OnEvent) -> Subject:
     else:
         read, bare = _share(recipe, together, on_event)
     checkpoint, data, held_out, batch_size = read
-    params: Sequence[str] = recipe.operator.params
-    if list(params) == ["*"] and checkpoint.adapter_parameters:  # what was trained; `**` takes the base model too
-        params = checkpoint.adapter_parameters
-    chosen = select_parameters(checkpoint.model, params=params, exclude=recipe.operator.exclude)
+    chosen = select_parameters(
+        checkpoint.model,
+        params=recipe.operator.params,
+        exclude=recipe.operator.exclude,
+        adapter=checkpoint.adapter_parameters,
+    )
     rows = batches(data, batch_size, checkpoint)
     given: dict[str, Any] = {"names": list(chosen), "parameters": list(chosen.values())}
     given["input_device"] = checkpoint.input_device

@@ -51,6 +51,10 @@ def load_data(recipe: Recipe, checkpoint: Checkpoint, on_event: OnEvent) -> tupl
     """
     data, positions = recipe.data, checkpoint.max_positions
     embedded, further = data.id == "demo", recipe.estimator.held_out or 0
+    first = recipe.estimator.held_out_from or data.limit  # of those that are held out
+    if further and first < data.limit:
+        what = f"{first} is in the slice, which ends before {data.limit}"
+        raise UsageError("estimator.held_out_from", what, f"give {data.limit} or more")
     found = load_slice(
         str(slice_file()) if embedded else data.id,
         model=requirements(checkpoint),
@@ -61,23 +65,40 @@ def load_data(recipe: Recipe, checkpoint: Checkpoint, on_event: OnEvent) -> tupl
         target_column=data.target_column,
         mask_prompt=data.mask_prompt,
         revision=data.revision,
-        limit=data.limit + further,
+        limit=first + further if further else data.limit,
         max_length=data.max_length or min(_MAX_LENGTH, positions or _MAX_LENGTH),
         pack=data.pack is not False,
         seed=recipe.estimator.seed,
         offline=recipe.model.offline,
         on_event=on_event,
     )
+    _check_as_they_stand(recipe, found)
     if not further:
         return found, None
-    if len(found.sequences) <= data.limit:
+    if len(found.sequences) <= first:
         what = f"no sequence follows the {len(found.sequences)} of the slice"
+        if recipe.estimator.held_out_from is not None:
+            what = f"there are {len(found.sequences)} sequences, and none at {first}"
+            raise UsageError("estimator.held_out_from", what, "lower it, or leave --held-out out")
         raise UsageError("estimator.held_out", what, "lower --limit, or leave --held-out out")
-    if len(found.sequences) < data.limit + further:
-        count = len(found.sequences) - data.limit
+    if len(found.sequences) < first + further:
+        count = len(found.sequences) - first
         on_event(Noted(f"{count} of {further} held-out sequences: the data set has no more"))
-    inside, outside = found.sequences[: data.limit], found.sequences[data.limit :]
+    inside, outside = found.sequences[: data.limit], found.sequences[first:]
     return replace(found, sequences=inside), replace(found, sequences=outside)
+
+
+def _check_as_they_stand(recipe: Recipe, found: Slice) -> None:
+    """Raise UsageError where rows of token ids, which are neither cut nor packed, are asked to be."""
+    data = recipe.data
+    if found.column != "input_ids":
+        return
+    if data.pack:
+        what = f"is on, and rows of input_ids are used as they stand (those of {found.id})"
+        raise UsageError("pack", what, "leave it out, or name a column of text with --column")
+    if data.max_length is not None and found.max_length > data.max_length:
+        what = f"{data.max_length} is below the {found.max_length} tokens of a row of {found.id}"
+        raise UsageError("max_length", what, "cut the rows: those of input_ids are used as they stand")
 
 
 def rows_per_batch(recipe: Recipe, checkpoint: Checkpoint, data: Slice) -> int:
@@ -97,8 +118,14 @@ def rows_per_batch(recipe: Recipe, checkpoint: Checkpoint, data: Slice) -> int:
 
 
 def full_rows(recipe: Recipe, *, max_positions: int | None, positions_per_image: int | None) -> tuple[int, int]:
-    """(positions of a row, rows of a batch) where every row is full; of images, the patches of one."""
+    """(positions of a row, rows of a batch) where every row is full; of images, the patches of one.
+
+    Raises UsageError where text would be cut to more positions than the model has.
+    """
     data = recipe.data
+    if positions_per_image is None and max_positions is not None and (data.max_length or 0) > max_positions:
+        what = f"{data.max_length} is above the model's {max_positions} positions"
+        raise UsageError("data.max_length", what, f"lower it to {max_positions}")
     length = positions_per_image or data.max_length or min(_MAX_LENGTH, max_positions or _MAX_LENGTH)
     size = max(1, _POSITIONS_PER_BATCH // length) if data.batch_size == "auto" else data.batch_size
     return length, min(size, data.limit)

@@ -91,6 +91,7 @@ def test_report_writes_a_page_beside_the_run_with_what_to_type(hess, outputs):
     assert (ended.code, ended.out, ended.err) == (0, f"{run / 'report.html'}\n", "")
     text = (run / "report.html").read_text()
     assert "hess trace org/m@step2 --limit 3 --no-pack --steps 9</code>" in text
+    assert "hess run outputs/org__m/step2/trace-step2/recipe.yaml</code>" in text
     assert '<a href="./trace.csv">' in text
     assert str(outputs) not in text
     assert hess("report", run / "report.json").out == ended.out
@@ -118,7 +119,9 @@ def test_a_recipe_that_is_not_understood_costs_the_command_and_not_the_page(hess
     ended = hess("report", run)
     assert ended.code == 0
     assert ended.err.startswith("warning: recipe.yaml: of_tomorrow: no such key")
-    assert "of_tomorrow: 1" in (run / "report.html").read_text()
+    text = (run / "report.html").read_text()
+    assert "of_tomorrow: 1" in text
+    assert "hess run" not in text
 
 
 def test_report_of_a_sweep_links_to_its_runs_unless_it_is_written_elsewhere(hess, outputs, tmp_path):

@@ -81,6 +81,7 @@ ARGUMENTS = {
     "unknown option before the verb": ("--quite density", nothing, 2, ("--quite", "no such option", "see hess --help")),
     "option of another probe": ("trace demo --k 5", nothing, 2, ("--k", "hess trace", "topk and plan read it")),
     "option of other probes": ("topk demo --probes 5", nothing, 2, ("--probes", "hess topk", "leave it out")),
+    "option that is a key of a recipe": ("run ci-smoke --plots none", nothing, 2, ("--plots", "hess run", "write output.plots=VALUE")),
     "option without its value": ("density demo --limit", nothing, 2, ("--limit", "requires an argument", "see hess density --help")),
     "value for a switch": ("density demo --no-pack=3", nothing, 2, ("--no-pack", "does not take a value", "see hess density --help")),
     "two models": ("density demo demo", nothing, 2, ("arguments", "(demo)", "see hess density --help")),
@@ -115,6 +116,10 @@ ARGUMENTS = {
     "output folder is a file": ("density demo -o taken", file("taken", "x"), 2, ("output.dir", "'taken' is not a folder", "-o")),
     "output folder below a file": ("density demo -o taken/runs", file("taken", "x"), 2, ("output.dir", "is not a folder", "-o")),
     "output folder with a file in the way": (f"density demo {SMALL} -o out", file("out/demo", "x"), 2, ("output.dir", "'out/demo/main' cannot be written", "-o")),
+    "gate that does not parse, of a plan": ("density demo --dry-run --assert lambda_max>", nothing, 2, ("assert", "lambda_max>", "; ")),
+    "basis by a product of another matrix": ("topk ./nowhere --operator ggn --basis-product double-backward", nothing, 2, ("estimator.basis_product", "for the Hessian, not for ggn", "leave --basis-product out")),
+    "plan and config": ("density demo --dry-run --print-config", nothing, 2, ("dry_run", "print_config", "give one")),
+    "plan and config of a sweep": ("sweep checkpoint-trajectory --dry-run --print-config", nothing, 2, ("dry_run", "print_config", "give one")),
     "report into a missing folder": ("density demo --report no/report", nothing, 2, ("report", "'no' is not a folder", "make it first")),
     "report onto a folder": ("density demo --report here", folder("here"), 2, ("report", "'here' is a folder", "path of a file")),
 }
@@ -158,10 +163,13 @@ DATA = {
     "text blank": ("topk demo -d bad.jsonl", rows({"text": " "}, {"text": "\n"}), 2, ("column", "only blank text", "text in it")),
     "text without a tokenizer": ("topk qwen3 -d bad.jsonl", rows({"text": "two words"}), 2, ("model", "'qwen3' has no tokenizer", "input_ids")),
     "longer than the positions": ("topk demo --max-length 9999999", nothing, 2, ("max_length", "9999999", "positions", "lower it")),
+    "longer than the positions, of a plan": ("plan demo --max-length 9999999", nothing, 2, ("data.max_length", "9999999", "positions", "lower it")),
     "ids outside the vocabulary": ("topk qwen3 -d bad.jsonl", rows({"input_ids": [3, 4]}, {"input_ids": [3, 19]}), 2, ("input_ids", "row 1 holds 19", "from 0 to 18")),
     "ids negative": ("topk qwen3 -d bad.jsonl", rows({"input_ids": [3, -4]}), 2, ("input_ids", "row 0 holds -4", "from 0 to 18")),
     "ids not whole numbers": ("topk qwen3 -d bad.jsonl", rows({"input_ids": [3.5, 4.5]}), 2, ("input_ids", "floats", "integers")),
     "row above the positions": ("topk qwen3 -d bad.jsonl", rows({"input_ids": [3] * 33}), 2, ("input_ids", "33 tokens", "32 positions", "cut the row")),
+    "ids to be cut": ("topk qwen3 -d rows.jsonl --max-length 4", nothing, 2, ("data.max_length", "4 is below the 11 tokens", "rows.jsonl", "cut the rows")),
+    "ids to be packed": ("topk qwen3 -d rows.jsonl --pack", nothing, 2, ("data.pack", "rows of input_ids are used as they stand", "leave it out")),
     "every label masked": ("topk qwen3 -d bad.jsonl", rows({"input_ids": [3, 4, 5], "labels": [-100] * 3}), 2, ("labels", "no", "loss term", "something to predict")),
     "rows of one token": ("topk qwen3 -d bad.jsonl", rows({"input_ids": [3]}, {"input_ids": []}), 2, ("input_ids", "loss term", "something to predict")),
     "labels of another length": ("topk qwen3 -d bad.jsonl", rows({"input_ids": [3, 4, 5], "labels": [3, 4]}), 2, ("labels", "2 of them for 3 input_ids", "one for each token")),
@@ -317,6 +325,17 @@ def test_a_process_ends_with_the_code_and_the_line(words, environment, code, sai
     assert in_order(said, ended.stderr)
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is full")
+def test_a_stream_that_is_full_is_no_bug():
+    with open("/dev/full", "w") as full:
+        words = [sys.executable, "-m", "hesscli", "recipes"]
+        ended = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr == (
+        "error: disk: what was to be said cannot be written (No space left on device); make room, or write elsewhere\n"
+    )
+
+
 def test_the_traceback_is_shown_where_it_is_asked_for(hess, monkeypatch):
     assert "Traceback" not in hess("density", "demo@step51").err
     monkeypatch.setenv("HESS_DEBUG", "1")
@@ -341,6 +360,7 @@ def test_a_bug_is_one_line_and_exit_1(hess, monkeypatch):
         ("measure", NotImplementedError("derivative for x::y is not implemented"), 2, ("x::y", "--attn eager")),
         ("measure", RuntimeError("shape"), 1, ("error: hess: RuntimeError: shape",)),
         ("draw", OSError(errno.ENOSPC, "No space left on device"), 2, ("error: output.dir", "the disk is full", "-o")),
+        ("draw", OSError(errno.EDQUOT, "Disk quota exceeded"), 2, ("error: output.dir", "Disk quota exceeded", "-o")),
         ("write_report", KeyError("x"), 1, ("error: hess: KeyError",)),
     ],
 )

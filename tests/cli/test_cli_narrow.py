@@ -30,7 +30,9 @@ def test_a_hessian_whose_products_are_far_from_float32_is_refused(hess, product)
     assert report["metrics"] == {}
     # Of the other figures none shows it.
     preflight = report["operator"]["preflight"]
-    assert preflight["rounding"] > 0.05 > max(preflight[k] for k in ("symmetry", "linearity", "known_answer"))
+    assert "rounding error of the product is" in report["status_text"]
+    assert max(preflight[k] for k in ("rounding", "rounding_at_ends")) > 0.03
+    assert max(preflight[k] for k in ("symmetry", "linearity", "known_answer")) < 0.05
     assert "use --dtype float32, or --product finite-difference, which computes in it" in ended.err.replace("\n", " ")
 
 
@@ -46,17 +48,23 @@ def test_differences_compute_in_float32_and_are_not(hess):
 
 
 def test_a_smaller_error_widens_intervals_and_is_said(hess):
-    ended = hess("topk", "demo", *SMALL, "--operator", "ggn")
+    ended = hess("topk", "demo", *SMALL, "--operator", "ggn", "--params", "*embed*")
     report = json.loads(ended.out)
-    rounding = report["operator"]["preflight"]["rounding"]
-    assert 1e-3 < rounding < 0.05
-    metric = report["metrics"]["lambda_max"]
-    assert metric["errors"]["precision"] >= 0.99 * rounding * metric["value"]
+    assert 1e-3 < report["operator"]["preflight"]["rounding"] < 0.05
+    metric, pair = report["metrics"]["lambda_max"], report["eigenpairs"][0]
+    assert 1e-3 < pair["product_error"] < 0.05  # along this eigenvector
+    assert metric["errors"]["precision"] >= 0.99 * pair["product_error"] * metric["value"]
     (text,) = [w["text"] for w in report["warnings"] if w["code"] == "rounding"]
-    assert f"off by {rounding:.2g} from the same in float32" in text
+    assert "from the same in float32, and intervals allow for it" in text
 
 
 def test_float32_is_held_against_float64_without_a_warning(hess):
     report = json.loads(hess("topk", "demo", *SMALL[:-4], "float32", *SMALL[-3:]).out)
-    assert 0 < report["operator"]["preflight"]["rounding"] < 1e-5  # against float64
+    preflight = report["operator"]["preflight"]
+    assert 0 < preflight["rounding"] < 1e-5  # against float64
+    assert 0 < preflight["rounding_at_ends"] < 1e-5
+    assert max(preflight["slope"], preflight["curvature"]) < 1e-6  # in float64 too
+    for pair in report["eigenpairs"]:
+        assert 0 < pair["product_error"] < 1e-5
+        assert pair["bar"] >= pair["product_error"] * abs(pair["value"])
     assert not [w for w in report["warnings"] if w["code"] == "rounding"]

@@ -45,6 +45,14 @@ def test_each_value_is_shown_with_its_origin(hess, recipe_file):
     assert yaml.safe_load(ended.out)["data"]["limit"] == 8
 
 
+@pytest.mark.parametrize("text", ["a long one: " + 40 * "words and ", "two: # marks and much\n\nof text\n"])
+def test_an_origin_is_no_part_of_a_text(hess, tmp_path, text):
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump({"probe": "topk", "description": text}))
+    ended = hess("run", "r.yaml", "--print-config")
+    assert yaml.safe_load(ended.out)["description"] == text
+    assert next(line for line in ended.out.splitlines() if "description" in line).endswith("  # recipe")
+
+
 def test_flags_win_over_the_preset_and_the_preset_over_defaults(hess):
     ended = hess("density", "demo", "--preset", "quick", "--steps", "7", "--params", "model.*", "--print-config")
     for line in ("probes: 3  # preset quick", "steps: 7  # flag", "params:  # flag", "limit: 64  # default"):

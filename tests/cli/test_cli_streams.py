@@ -146,6 +146,43 @@ def test_the_folder_is_whole_and_its_recipe_replays_the_run(hess, checkpoint, tm
     assert measured == [probe]
 
 
+OWN = """from transformers import Qwen3Config, Qwen3ForCausalLM
+class OwnConfig(Qwen3Config):
+    model_type = "own"
+class OwnForCausalLM(Qwen3ForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def test_other_code_of_a_checkpoint_is_another_run(hess, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    config = json.loads((checkpoint / "config.json").read_text())
+    names = {"AutoConfig": "modeling_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
+    config |= {"model_type": "own", "architectures": ["OwnForCausalLM"], "auto_map": names}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    (checkpoint / "modeling_own.py").write_text(OWN)
+    words = (*TINY, *NO_FIGURE, "--trust-remote-code", "-q")
+    first = hess(*words)
+    assert first.code == 0, first.err
+    assert hess(*words).out == first.out
+    (checkpoint / "modeling_own.py").write_text(f"{OWN}    factor = 2\n")
+    assert hess(*words).out != first.out
+
+
+def test_figures_that_a_finished_run_lacks_are_drawn_and_nothing_is_measured(hess, checkpoint, tmp_path, measured):
+    path = tmp_path / hess(*TINY, *NO_FIGURE, "-q").out.strip()
+    assert json.loads(path.read_text())["artifacts"] == []
+    again = hess(*TINY, "--plots", "svg")
+    assert "drawn again with output.plots svg; nothing was measured" in again.err
+    assert measured == ["topk"]
+    assert json.loads(path.read_text())["artifacts"] == ["topk.svg", "topk.csv"]
+    assert {"topk.svg", "topk.csv"} <= {file.name for file in path.parent.iterdir()}
+    assert "plots:\n  - svg" in (path.parent / "recipe.yaml").read_text()
+    before = path.stat().st_mtime_ns
+    assert "drawn" not in hess(*TINY, *NO_FIGURE).err
+    assert path.stat().st_mtime_ns == before
+
+
 def test_report_copies_the_report(hess, checkpoint, tmp_path):
     (tmp_path / "copies").mkdir()
     ended = hess(*TINY, *NO_FIGURE, "--report", "copies/a.json", "-q")

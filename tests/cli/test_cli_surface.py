@@ -15,13 +15,13 @@ SHARED = f"{MODEL} {DATA} {OUTPUT} {GATE} --operator --product --step --params -
 OPTIONS = {
     "": "--help --version -V -h",
     "density": f"{SHARED} --basis --basis-dtype --kernel-width --probes --reorthogonalise --steps",
-    "topk": f"{SHARED} --basis --basis-dtype --basis-product --held-out --k --krylov-dim --steps --tolerance --which -k",
+    "topk": f"{SHARED} --basis --basis-dtype --basis-product --held-out --held-out-from --k --krylov-dim --steps --tolerance --which -k",
     "trace": f"{SHARED} --basis --basis-dtype --blocks --by --diagonal --method --probes --steps",
     "blockdiag": f"{SHARED} --blocks --by --probes --top",
     "solve": f"{SHARED} --damping --preconditioner --rhs --solver --steps --tolerance",
     "run": f"{GATE} --dry-run --verbose -v --force --help --json --log-to --no-resume --print-config --quiet --report --strict -h -q",
     "plan": "--allow-pickle --attn --basis --basis-dtype --batch-size --blocks --by --calibrate --damping --devices --diagonal --dtype --exclude --held-out --help --json --k --krylov-dim --limit --max-length --method --offline --operator --params --preconditioner --preset --probe --probes --product --reorthogonalise --revision --solver --steps --task --tolerance --top --trust-remote-code --which -L -b -h -k",
-    "sweep": "--assert --baseline --dry-run --help --json --log-to --on-inconclusive --output-dir --print-config --probe --quiet --retry-failed --shard -h -o -q",
+    "sweep": "--assert --baseline --dry-run --help --json --log-to --on-inconclusive --output-dir --print-config --probe --quiet --retry-failed --shard --verbose -h -o -q -v",
     "recipes": "--help --json -h",
     "plot": "--help --kernel-width --output-dir --plots --together -h -o",
     "schema": "--help -h",
@@ -31,6 +31,7 @@ OPTIONS = {
     "report": "--help --output -h -o",
     "ls": "--help --json --quiet -h -q",
     "doctor": "--help --json -h",
+    "launch": "--help -h",
 }
 KEYS = {
     "": "description exclude gates include matrix name probe schema",
@@ -38,7 +39,7 @@ KEYS = {
     "data": "batch_size column config_name id limit mask_prompt max_length pack revision split target_column",
     "operator": "blocks by exclude kind params product step",
     "density": "kernel_width",
-    "estimator": "basis basis_dtype basis_product damping data_error diagonal held_out k krylov_dim method preconditioner preset probes reorthogonalise rhs seed solver steps tolerance top which",
+    "estimator": "basis basis_dtype basis_product damping data_error diagonal held_out held_out_from k krylov_dim method preconditioner preset probes reorthogonalise rhs seed solver steps tolerance top which",
     "output": "dir plots",
 }
 COMMAND = typer.main.get_command(app)

@@ -75,6 +75,12 @@ def test_fishers_with_other_labels_are_refused():
         against(base, new)
 
 
+def test_solves_for_other_random_vectors_are_refused():
+    base, new = (written(FIGURES, command="solve", seed=seed, estimator={"rhs": "random"}) for seed in (0, 1))
+    with pytest.raises(UsageError, match=r"estimator.seed: not comparable: 0 against 1"):
+        against(base, new)
+
+
 def test_probes_that_share_a_figure_are_compared_in_it():
     base = written({"lambda_max": figure(3.0, half=0.1), "trace": figure(1.0, half=0.1)}, command="density")
     new = written({"lambda_max": figure(4.0, half=0.1), "k": figure(1.0, half=0.1)}, command="topk")

@@ -219,3 +219,9 @@ def test_every_report_is_judged_by_every_demand():
     found = check([("x", REPORT), ("y", BASE)], demands_of(["a < 100", "b > 0"], None), on_inconclusive="warn")
     assert [[gate.verdict for gate in one.gates] for one in found.reports] == [["pass", "fail"]] * 2
     assert (found.verdict, found.exit_code) == ("fail", 3)
+
+
+def test_a_verdict_on_a_run_that_has_not_converged_says_so():
+    new = REPORT.model_copy(update={"status": "not_converged", "status_text": "the budget was spent"})
+    found = check([("x", REPORT), ("y", new)], demands_of(["a < 100"], None), on_inconclusive="warn")
+    assert [one.notes for one in found.reports] == [[], ["status: not converged: the budget was spent"]]

@@ -8,6 +8,7 @@ import pytest
 
 from hesscli.errors import UntrustworthyError, UsageError
 from hesscli.report.document import dumps, read_report, write_report
+from hesscli.report.files import write_whole
 
 ALL = [
     known_reports.density_report,
@@ -88,6 +89,21 @@ def test_a_report_is_seen_whole_or_not_at_all(tmp_path, monkeypatch):
     write_report(known_reports.trace_report(), path)
     assert seen == [False]
     assert path.exists()
+
+
+def test_a_link_is_followed_and_a_stream_is_written_to_and_not_replaced(tmp_path):
+    file, link, pipe = tmp_path / "real.json", tmp_path / "link.json", tmp_path / "pipe"
+    file.write_text("old")
+    link.symlink_to(file)
+    write_whole("new", link, field="report")
+    assert link.is_symlink()
+    assert file.read_text() == "new"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_whole("through", pipe, field="report")
+    assert os.read(reader, 99) == b"through"
+    os.close(reader)
+    assert sorted(os.listdir(tmp_path)) == ["link.json", "pipe", "real.json"]
 
 
 def test_writing_into_a_folder_that_is_not_there_is_one_line(tmp_path):

@@ -7,6 +7,7 @@ import known_reports
 import pytest
 from rich.console import Console
 
+from hesscli.report.figures import stems
 from hesscli.report.schema import Eigenpair, Errors, Metric
 from hesscli.report.sentence import sentence
 from hesscli.report.sketch import sketch
@@ -113,12 +114,42 @@ def test_an_interval_that_leans_shows_both_arms():
     assert "+80 −10" in row(printed(report), "trace")  # noqa: RUF001
 
 
+def test_a_value_with_one_long_arm_is_rounded_away_neither_in_the_table_nor_in_the_sentence():
+    report = known_reports.trace_report(blocks=[])
+    report.metrics["trace"] = Metric(value=49.2, ci=(46.7, 28_000.0))
+    text = printed(report)
+    assert words(row(text, "trace")).startswith("trace 49.2 +28000 \N{MINUS SIGN}2.5")
+    assert "The trace is 49.2 +28000 \N{MINUS SIGN}2.5, " in text
+
+
 def test_an_unconverged_pair_says_no():
     text = printed(known_reports.topk_report())
     pairs = text[text.index("eigenpair") :]
     assert row(pairs, "1").split() == ["1", "500.00000", "0.00010", "1.0e-03", "yes"]
     assert row(pairs, "6").split() == ["6", "3.00", "—", "8.0e-01", "NO"]
     assert "1 of 8 pairs has not converged" in words(text)
+
+
+def test_the_smallest_of_a_positive_matrix_is_not_taken_for_one_of_the_largest():
+    pairs = [(9.0, "upper"), (8.0, "upper"), (0.2, "lower"), (0.1, "lower")]
+    report = known_reports.topk_report()
+    report.eigenpairs = [Eigenpair(value=v, residual=0.0, converged=True, bar=1e-3, end=end) for v, end in pairs]
+    lines = printed(report).splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("eigenpair"))
+    indices = ["1", "2", "\N{MINUS SIGN}2", "\N{MINUS SIGN}1"]
+    assert [line.split()[0] for line in lines[start + 2 : start + 6]] == indices
+    assert [row[:2] for row in stems.table(report).rows] == [[1, 9.0], [2, 8.0], [-2, 0.2], [-1, 0.1]]
+    assert [(index, pair.value) for index, pair in stems.indexed_pairs(report)][-1] == (-1, 0.1)
+
+
+def test_a_run_that_looked_at_the_lower_end_speaks_of_the_smallest():
+    report = known_reports.topk_report()
+    report.metrics = {"lambda_min": Metric(value=-3.0, ci=(-3.1, -2.9))}
+    report.eigenpairs = [Eigenpair(value=-3.0, residual=0.1, converged=True, bar=0.1, end="lower")]
+    assert sentence(report).startswith("The smallest eigenvalue is \N{MINUS SIGN}3.00 ± 0.10; it converged")
+    report.eigenpairs[0].converged = False
+    assert "the smallest eigenvalue has not converged" in sentence(report).lower()
+    assert "a smaller one may be missing" in sentence(report)
 
 
 def test_many_blocks_are_listed_up_to_a_limit():

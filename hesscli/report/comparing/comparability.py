@@ -10,7 +10,7 @@ _REMEDIES = {
     "data.fingerprint": "measure both on the same slice",
     "operator.kind": "measure both with the same --operator",
     "model.dtype": "measure both with the same --dtype",
-    "estimator.seed": "measure both with the same --seed: it draws the Fisher matrix's labels",
+    "estimator.seed": "measure both with the same --seed: it draws the Fisher matrix's labels, or b",
 }
 
 

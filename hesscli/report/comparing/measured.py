@@ -144,7 +144,8 @@ def _settings(report: Report) -> dict[str, Any]:
     for key in _SETTINGS.get(report.command, ()):
         if key in report.estimator:
             out[f"estimator.{key}"] = report.estimator[key]
-    if report.operator.kind == "fisher":  # the labels are drawn with the seed: another seed is another matrix
+    # The seed draws a Fisher matrix's labels, and a random right-hand side: another seed is another matrix or system.
+    if report.operator.kind == "fisher" or report.estimator.get("rhs") == "random":
         out["estimator.seed"] = report.estimator.get("seed")
     return out
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from hesscli.report.comparing.comparison import Against, Comparison, Row
-from hesscli.report.rounding import MINUS, apart, significant
+from hesscli.report.rounding import MINUS, apart, arm, significant
 from hesscli.report.words import DASH, percent
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _change(row: Row) -> tuple[str, str]:
         return _signed(significant(row.change, 6)), "0"
     change, error = apart(row.change, half)
     if abs(above - below) > 0.2 * half:
-        error = f"+{above:.2g} {MINUS}{below:.2g}"
+        error = f"+{arm(above)} {MINUS}{arm(below)}"
     return _signed(change), error
 
 

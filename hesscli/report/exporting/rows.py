@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from hesscli.report.figures.stems import ends
+from hesscli.report.figures.stems import indexed_pairs
 from hesscli.report.schema import Eigenpair, Errors, Metric, Report
 
 
@@ -13,7 +13,7 @@ class Row:
     """One figure of one run. What a figure does not have is None.
 
     `scope` says what it is of: `model`; `block`, `parameter`, `eigenpair` or `damping`, and then `item` is which. An
-    eigenpair's item is its index: 1 is the largest eigenvalue, -1 the most negative.
+    eigenpair's item is its index: 1 is the largest eigenvalue, -1 the smallest.
     """
 
     run_id: str
@@ -95,13 +95,6 @@ def figures(report: Report) -> Iterator[tuple[str, str | None, str, Metric]]:
     for system in report.solve.systems if report.solve else []:
         for name, metric in system.metrics.items():
             yield "damping", f"{system.damping:g}", name, metric
-
-
-def indexed_pairs(report: Report) -> list[tuple[int, Eigenpair]]:
-    """Return the pairs from high to low, each with its index: 1 is the largest, -1 the most negative."""
-    above, below = ends(report.eigenpairs)
-    indices = [*range(1, len(above) + 1), *range(-len(below), 0)]
-    return list(zip(indices, [*above, *reversed(below)], strict=True))
 
 
 def _eigenvalue(pair: Eigenpair) -> Metric:

@@ -12,6 +12,8 @@ from hesscli.report.schema import Coupling, Report
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_LETTER = 0.067  # inches, of a name at eight points
+
 
 def figure(report: Report) -> "Figure":
     """Return the heat map of ||H_ab|| / sqrt(||H_aa|| ||H_bb||); numbers in the cells while they fit."""
@@ -20,13 +22,14 @@ def figure(report: Report) -> "Figure":
     coupling = _coupling(report)
     scaled = relative(coupling)
     count = len(coupling.blocks)
-    side = 3.4 + 0.26 * max(count, 8)
-    sheet_ = sheet(report, side + 1.0, side)
+    short, _ = labels(coupling.blocks)
+    names = _LETTER * max(map(len, short))
+    side = 1.9 + 0.26 * max(count, 8) + names
+    sheet_ = sheet(report, side + 1.1, side + 0.9)
     axes = sheet_.subplots()
     axes.grid(visible=False)
     top = max(1.0, float(np.nanmax(scaled)))
     image = axes.imshow(scaled, cmap="cividis", vmin=0, vmax=top)
-    short, _ = labels(coupling.blocks)
     axes.set_xticks(range(count), short, rotation=90)
     axes.set_yticks(range(count), short)
     axes.tick_params(length=0, labelsize=8)
@@ -35,12 +38,12 @@ def figure(report: Report) -> "Figure":
         for row, column in np.ndindex(count, count):
             shade = "white" if scaled[row, column] < 0.55 * top else "black"
             axes.text(column, row, f"{scaled[row, column]:.2f}", ha="center", va="center", fontsize=7, color=shade)
-    axes.set_title(f"Coupling of blocks (standard errors up to {_largest_error(coupling):.1g})")
+    axes.set_title(f"Coupling of blocks\n(standard errors up to {_largest_error(coupling):.1g})")
     sheet_.colorbar(
         image,
         ax=axes,
         shrink=0.85,
-        label=r"$\Vert H_{ab} \Vert \;/\; \sqrt{\Vert H_{aa} \Vert \, \Vert H_{bb} \Vert}$, Frobenius norms",
+        label=r"$\Vert H_{ab} \Vert \;/\; \sqrt{\Vert H_{aa} \Vert \, \Vert H_{bb} \Vert}$" + "\nFrobenius norms",
     )
     return sheet_
 

@@ -65,7 +65,8 @@ def draw_outliers(axes: Axes, peaks: list[Outlier]) -> None:
         axes.errorbar(ranks, heights, yerr=bars, fmt=marker, color=colour, ms=5.5, label=f"{len(side)} {name}")
         for rank, peak in list(zip(ranks, side, strict=True))[: 3 if most <= ROOMY else 1]:
             place, text = (rank, abs(peak.value)), significant(peak.value, 3)
-            axes.annotate(text, place, (6, 0), textcoords="offset points", va="center", fontsize=7.5)
+            behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}  # stems of the other sign
+            axes.annotate(text, place, (6, 0), textcoords="offset points", va="center", fontsize=7.5, bbox=behind)
     axes.set_yscale("log")
     axes.set_ylim(base, max(sizes) * 1.25 * span**0.08)
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if span > 30 else (1.0, 2.0, 5.0)))

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from hesscli.report.figures.table import Table
-from hesscli.report.rounding import significant
+from hesscli.report.rounding import apart
 from hesscli.report.schema import Eigenpair, Report
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def figure(report: Report) -> "Figure":
     from hesscli.report.figures.canvas import BLUE, VERMILION, sheet
 
     above, below = ends(report.eigenpairs)
-    width = min(max(7.0, 2.4 + 0.64 * len(report.eigenpairs)), 16.0)
+    width = min(max(7.0, 2.4 + 0.7 * len(report.eigenpairs)), 16.0)
     sheet_ = sheet(report, width, 4.8)
     axes = sheet_.subplots()
     gap = 1 if above and below else 0
@@ -37,7 +37,7 @@ def figure(report: Report) -> "Figure":
     axes.set_ylim(*_limits(above, below))
     axes.grid(axis="x", visible=False)
     axes.set_title("Ritz values at the ends of the spectrum")
-    axes.set_xlabel("index: 1 is the largest eigenvalue, \N{MINUS SIGN}1 the most negative")
+    axes.set_xlabel("index: 1 is the largest eigenvalue, \N{MINUS SIGN}1 the smallest")
     axes.set_ylabel("eigenvalue λ")
     sheet_.legend(loc="outside lower center", ncols=4 if width > 8.5 else 2)
     return sheet_
@@ -45,18 +45,31 @@ def figure(report: Report) -> "Figure":
 
 def table(report: Report) -> Table:
     """Return the eigenpairs from high to low."""
-    pairs = sorted(report.eigenpairs, key=lambda pair: -pair.value)
     rows: list[list[float | int | str | bool | None]] = [
-        [index, pair.value, pair.bar, pair.residual, pair.converged] for index, pair in enumerate(pairs, start=1)
+        [index, pair.value, pair.bar, pair.residual, pair.converged] for index, pair in indexed_pairs(report)
     ]
     return Table("topk", ["index", "value", "bar", "residual", "converged"], rows)
 
 
 def ends(pairs: list[Eigenpair]) -> tuple[list[Eigenpair], list[Eigenpair]]:
-    """Return (positive pairs from the largest, negative pairs from the most negative)."""
-    above = sorted((pair for pair in pairs if pair.value >= 0), key=lambda pair: -pair.value)
-    below = sorted((pair for pair in pairs if pair.value < 0), key=lambda pair: pair.value)
+    """Return (pairs of the upper end from the largest, pairs of the lower end from the smallest).
+
+    A pair that does not tell its end is of the upper one where it is not negative.
+    """
+    above = sorted((pair for pair in pairs if _is_upper(pair)), key=lambda pair: -pair.value)
+    below = sorted((pair for pair in pairs if not _is_upper(pair)), key=lambda pair: pair.value)
     return above, below
+
+
+def indexed_pairs(report: Report) -> list[tuple[int, Eigenpair]]:
+    """Return the pairs from high to low, each with its index: 1 is the largest, -1 the smallest."""
+    above, below = ends(report.eigenpairs)
+    indices = [*range(1, len(above) + 1), *range(-len(below), 0)]
+    return list(zip(indices, [*above, *reversed(below)], strict=True))
+
+
+def _is_upper(pair: Eigenpair) -> bool:
+    return pair.value >= 0 if pair.end is None else pair.end == "upper"
 
 
 def halfwidth(pair: Eigenpair) -> float:
@@ -91,8 +104,8 @@ def _stems(axes: "Axes", x: list[int], pairs: list[Eigenpair], colour: str, mark
 
 def _limits(above: list[Eigenpair], below: list[Eigenpair]) -> tuple[float, float]:
     """Return a range that holds every stem, its bar and the words at its tip."""
-    high = max((pair.value + halfwidth(pair) for pair in above), default=0.0)
-    low = min((pair.value - halfwidth(pair) for pair in below), default=0.0)
+    high = max([0.0, *(pair.value + halfwidth(pair) for pair in (*above, *below))])
+    low = min([0.0, *(pair.value - halfwidth(pair) for pair in (*above, *below))])
     span = high - low or 1.0
 
     def room(pairs: list[Eigenpair]) -> float:
@@ -101,13 +114,15 @@ def _limits(above: list[Eigenpair], below: list[Eigenpair]) -> tuple[float, floa
         # Two lines at the tip of a converged pair, four at the others.
         return span * max((0.2 if pair.converged else 0.3 for pair in pairs), default=0.0)
 
-    return low - room(below), high + room(above)
+    pairs = [*above, *below]
+    return low - room([p for p in pairs if p.value < 0]), high + room([p for p in pairs if p.value >= 0])
 
 
 def _write_values(axes: "Axes", positions: list[int], pairs: list[Eigenpair]) -> None:
     for place, pair in zip(positions, pairs, strict=True):
         side = 1 if pair.value >= 0 else -1
-        text = f"{significant(pair.value, 3)}\n± {halfwidth(pair):.1g}"
+        value, bar = apart(pair.value, halfwidth(pair))
+        text = f"{value}\n± {bar}"
         text += "" if pair.converged else "\nNOT\nconverged"
         tip = pair.value + side * halfwidth(pair)
         axes.annotate(

@@ -1,8 +1,11 @@
 """The CSV beside a figure."""
 
 import csv
+import io
 from dataclasses import dataclass
 from pathlib import Path
+
+from hesscli.report.files import write_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,11 +18,15 @@ class Table:
 
 
 def write_table(table: Table, folder: Path) -> str:
-    """Write `<name>.csv` into the folder and return its name; numbers keep all their digits."""
-    with (folder / f"{table.name}.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(table.columns)
-        writer.writerows([[cell(value) for value in row] for row in table.rows])
+    """Write `<name>.csv` into the folder, whole or not at all, and return its name; numbers keep all their digits.
+
+    Raises UsageError where it cannot be written.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(table.columns)
+    writer.writerows([[cell(value) for value in row] for row in table.rows])
+    write_whole(text.getvalue(), folder / f"{table.name}.csv", field="output.dir")
     return f"{table.name}.csv"
 
 

@@ -37,7 +37,7 @@ class Judged(Part):
     gates: list[Gate]
     verdict: Verdict
     notes: list[str] = Field(default_factory=list)
-    """What differs from the baseline and does not stand in the way."""
+    """That the run has not converged, and what differs from the baseline and does not stand in the way."""
 
 
 class Check(Part):
@@ -76,6 +76,8 @@ def check(
     judged = []
     for name, new in reports:
         gates, notes = [], dict[str, None]()
+        if new.status == "not_converged":
+            notes[f"status: not converged: {new.status_text}".rstrip(": ")] = None
         for demand in demands:
             base = None
             if demand.baseline is not None and needs_baseline(demand.assertion):

@@ -1,10 +1,10 @@
 """The tables of a run's page: each figure with its interval, the parts of its error, and what it is."""
 
-from hesscli.report.exporting.rows import indexed_pairs
+from hesscli.report.figures.stems import indexed_pairs
 from hesscli.report.glossary import meaning
-from hesscli.report.interval import SOURCES, arms, known_parts, main_source
+from hesscli.report.interval import SOURCES, known_parts, main_source, value_and_error
 from hesscli.report.page.parts import Card, Cell, Column, Table
-from hesscli.report.rounding import MINUS, apart, significant, with_error
+from hesscli.report.rounding import MINUS, significant, with_error
 from hesscli.report.schema import Block, Metric, Report, Solve
 from hesscli.report.words import DASH, thousands
 
@@ -127,30 +127,14 @@ def _remark(metric: Metric, main: tuple[str, float] | None, over: str) -> str:
 
 
 def _card(name: str, metric: Metric) -> Card:
-    value, error = _value_and_error(metric)
+    value, error = value_and_error(metric)
     note = meaning(name) if metric.ci is not None else f"{meaning(name)}; {metric.reason or 'no interval'}"
     return Card(name, value, error, note)
 
 
 def _value(metric: Metric) -> str:
-    value, error = _value_and_error(metric)
+    value, error = value_and_error(metric)
     return f"{value} {error}" if error else value
-
-
-def _value_and_error(metric: Metric) -> tuple[str, str]:
-    """Return the value and `± half`, or its two arms where they differ by more than a fifth."""
-    assert metric.value is not None
-    found = arms(metric)
-    if found is None:
-        return significant(metric.value, 3), ""
-    if max(found) == 0:
-        return thousands(int(metric.value)) if metric.value.is_integer() else significant(metric.value, 6), ""
-    value, error = apart(metric.value, max(found))
-    if abs(found[1] - found[0]) > 0.2 * max(found):
-        # Rounded to a long arm on one side, 49 would be 0, and the short arm would hang on nothing.
-        shown = significant(metric.value, 3) if max(found) > 0.01 * abs(metric.value) else value
-        return shown, f"+{found[1]:.2g} {MINUS}{found[0]:.2g}"
-    return value, f"± {error}"
 
 
 def _interval(metric: Metric) -> str:

@@ -13,9 +13,10 @@ _TESTS = {
     "repeat": ("the same product twice", "its noise floor"),
     "linearity": ("H(au + bv) against aHu + bHv", "how far it is from linear"),
     "known_answer": ("a product known from a symmetry of the network", "its error along it, on these weights"),
-    "rounding": ("products against the same in a wider dtype", "what the weights' dtype does to them"),
-    "slope": ("the gradient against differences of the loss", "good to 0.01"),
-    "curvature": ("the product against second differences of the loss", "good to 0.01"),
+    "rounding": ("products against the same in a wider dtype", "what their arithmetic does to them"),
+    "rounding_at_ends": ("the same towards the ends of the spectrum", "what it does to extreme eigenvalues"),
+    "slope": ("the gradient against differences of the loss", "good to 0.01, in float64 to 1e-6"),
+    "curvature": ("the product against differences", "good to 0.01, in float64 to 1e-6"),
 }
 _VERDICTS = {"pass": "good", "fail": "bad", "inconclusive": "unsure"}
 

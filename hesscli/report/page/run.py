@@ -12,7 +12,7 @@ from hesscli.report.page.render import render
 from hesscli.report.schema import Report
 from hesscli.report.sentence import sentence
 from hesscli.report.terminal import measured
-from hesscli.report.words import NBSP, distrust, headline
+from hesscli.report.words import distrust, headline, tied
 
 _CAPTIONS = {
     "density": "Density of the eigenvalues, its outliers, the tails of both signs, and the cumulative distribution",
@@ -53,8 +53,7 @@ def run_page(
     page = Page(
         title=headline(report),
         kicker=f"{_PROBES[report.command]} · run {report.run_id}",
-        # A value stays with its error.
-        finding=sentence(report).replace(" ± ", f"{NBSP}±{NBSP}"),
+        finding=tied(sentence(report)),
         badges=badges(report),
         lines=[f"{report.model.class_name} · {measured(report)[0]}", *measured(report)[1:]],
         cards=cards(report) if report.status != "untrustworthy" else [],

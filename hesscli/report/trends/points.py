@@ -17,7 +17,8 @@ FIRST = ("model.revision", "model.id")
 # What a report's estimator says of what was asked for; the rest of it is what came of that.
 ASKED = (
     *("probes", "steps", "k", "which", "tolerance", "damping", "solver", "preconditioner", "rhs", "reorthogonalise"),
-    *("method", "diagonal", "krylov_dim", "basis_dtype", "basis_product", "held_out", "data_error", "top", "seed"),
+    *("method", "diagonal", "krylov_dim", "basis_dtype", "basis_product", "held_out", "held_out_from", "data_error"),
+    *("top", "seed"),
 )
 
 # The figures that tables and trends are about, by what a reader looks for first.

@@ -4,8 +4,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from hesscli.report.figures.table import Table
-from hesscli.report.interval import arms
-from hesscli.report.rounding import apart, significant, with_error
+from hesscli.report.interval import figure as shown
+from hesscli.report.rounding import significant
 from hesscli.report.trends.derived import ESTIMATES, figures_of
 from hesscli.report.trends.points import KEY_METRICS, Point, Trend
 from hesscli.report.words import DASH
@@ -99,13 +99,7 @@ def figure(point: Point, name: str) -> str:
         return DASH
     if name in ESTIMATES:
         return significant(metric.value, 2)
-    found = arms(metric)
-    if found is None:
-        return f"{significant(metric.value, 3)} (no interval)"
-    below, above = found
-    if abs(above - below) <= 0.2 * max(found):
-        return with_error(metric.value, max(found))
-    return f"{apart(metric.value, max(found))[0]} +{above:.2g} −{below:.2g}"  # noqa: RUF001 - a minus sign
+    return f"{significant(metric.value, 3)} (no interval)" if metric.ci is None else shown(metric)
 
 
 def _metric_names(trend: Trend) -> list[str]:

@@ -61,7 +61,7 @@ def against_dense(subject: Subject, device: torch.device) -> Iterator[SelfTest]:
 def noise_of(subject: Subject, device: torch.device) -> Iterator[SelfTest]:
     """The same product twice, and the largest relative error that the preflight of a run finds."""
     model, batches = subject.checkpoint.model, subject.risk.batches
-    chosen = select_parameters(model, params=["*"], exclude=[])
+    chosen = select_parameters(model, params=["*"], exclude=[], adapter=())
     risk = EmpiricalRisk(
         model, batches, names=list(chosen), parameters=list(chosen.values()), input_device=subject.risk.input_device
     )

@@ -68,8 +68,11 @@ def coupling(result: BlockDiagonal, blocks: Sequence[Block]) -> schema.Coupling 
 def top_block_curvature(found: TopCurvature, *, noise: float) -> schema.TopCurvature:
     """One eigenvector's curvature by block; the share's interval is for the eigenvector's own error."""
     value, error = found.inside, found.inside_error
-    if np.isfinite(error):
-        inside = bounded(value, value - error, value + error, precision=2 * noise)
+    if np.isnan(value):
+        inside = schema.Metric(value=None, reason="the eigenvalue is zero: it has no share inside blocks")
+    elif np.isfinite(error):
+        beside = max(1.0, found.radius / abs(found.value))  # the product's error is a share of the largest eigenvalue
+        inside = bounded(value, value - error, value + error, precision=2 * noise * beside)
     else:
         inside = schema.Metric(value=value, reason="no gap separates the eigenvector: another mixture is as good")
     return schema.TopCurvature(

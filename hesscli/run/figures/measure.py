@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from hesscli.curvature.trust.product_errors import ErrorsAlong
 from hesscli.errors import DoesNotFitError
 from hesscli.events import Noted, OnEvent, Warned
 from hesscli.linalg.status import Status
@@ -70,14 +71,22 @@ class Findings:
 
 
 def measure(
-    recipe: Recipe, subject: Subject, operator: ObservedOperator, *, noise: float, on_event: OnEvent
+    recipe: Recipe,
+    subject: Subject,
+    operator: ObservedOperator,
+    *,
+    noise: float,
+    errors_along: ErrorsAlong,
+    on_event: OnEvent,
 ) -> Findings:
-    """Run the recipe's probe on a product of relative error `noise`.
+    """Run the recipe's probe on a product of relative error `noise`, and of the error along any vector that it tells.
 
     Raises FloatingPointError where a product is not finite.
     """
     subject.risk.space.storage = storage_of(recipe)
-    run = {"topk": _topk, "density": _density, "trace": _trace, "blockdiag": _blockdiag, "solve": _solve}[recipe.probe]
+    if recipe.probe == "topk":
+        return _topk(recipe, subject, operator, noise, errors_along, on_event)
+    run = {"density": _density, "trace": _trace, "blockdiag": _blockdiag, "solve": _solve}[recipe.probe]
     return run(recipe, subject, operator, noise, on_event)
 
 
@@ -93,6 +102,8 @@ def estimator_settings(recipe: Recipe) -> dict[str, Any]:
         settings |= {"k": estimator.k, "which": estimator.which, "tolerance": estimator.tolerance}
         settings |= {"krylov_dim": estimator.krylov_dim, "basis_product": estimator.basis_product}
         settings |= {"held_out": estimator.held_out}
+        if estimator.held_out_from is not None:  # names of other runs stay
+            settings |= {"held_out_from": estimator.held_out_from}
     if recipe.probe in ("topk", "density", "trace"):
         settings["basis_dtype"] = estimator.basis_dtype
     if recipe.probe == "density":
@@ -110,10 +121,17 @@ def estimator_settings(recipe: Recipe) -> dict[str, Any]:
     return settings
 
 
-def _topk(recipe: Recipe, subject: Subject, operator: ObservedOperator, noise: float, on_event: OnEvent) -> Findings:
-    result, spread, settings = measure_pairs(recipe, subject, operator, on_event)
+def _topk(
+    recipe: Recipe,
+    subject: Subject,
+    operator: ObservedOperator,
+    noise: float,
+    errors_along: ErrorsAlong,
+    on_event: OnEvent,
+) -> Findings:
+    result, spread, settings = measure_pairs(recipe, subject, operator, errors_along, on_event)
     pairs = eigenpairs(result, spread, noise=noise)
-    metrics = topk_metrics(result, noise=noise)
+    metrics = topk_metrics(result, noise=noise, product_errors=spread.product_errors)
     samples = pair_samples(metrics, spread)
     for name, one in samples.items():
         add_data(metrics, samples, name, np.array(one.data))

@@ -68,18 +68,33 @@ def extremes(
     return out
 
 
-def topk_precision(result: TopK, *, noise: float) -> float:
-    """What the product's noise does to an eigenvalue: relative noise by the radius, or the meter's semicircle."""
-    relative = max(noise, result.asymmetry)
-    return max(relative * max(abs(p.value) for p in result.pairs), 2 * result.noise)
+def topk_precision(result: TopK, *, noise: float, place: int, product_errors: Sequence[float] | None = None) -> float:
+    """What the product's error does to the eigenvalue at this place, or the noise meter's semicircle if larger.
+
+    No more than the length of the error along its own eigenvector, where that was measured; else relative noise by
+    the radius. What the certificate's products lack of symmetry is relative to the radius.
+    """
+    radius = max(abs(p.value) for p in result.pairs)
+    own = noise * radius if product_errors is None else product_errors[place] * abs(result.pairs[place].value)
+    return max(own, result.asymmetry * radius, 2 * result.noise)
 
 
-def topk_metrics(result: TopK, *, noise: float) -> Metrics:
-    """What certified pairs say; an end that was not looked at is absent."""
+def topk_metrics(result: TopK, *, noise: float, product_errors: Sequence[float] | None = None) -> Metrics:
+    """What certified pairs say; an end that was not looked at is absent.
+
+    `product_errors` of the pairs stand in for `noise` where they were measured.
+    """
     pairs = [(p.value, p.bar) for p in result.pairs]
     high = pairs[0] if result.num_high else None
     low = pairs[-1] if result.num_high < len(pairs) else None
-    out = extremes(high, low, reach=result.reach, precision=topk_precision(result, noise=noise))
+    at_high, at_low = (
+        topk_precision(result, noise=noise, place=place, product_errors=product_errors) for place in (0, -1)
+    )
+    out = extremes(high, low, reach=result.reach, precision=max(at_high, at_low))
+    if high:
+        out |= extremes(high, None, reach=result.reach, precision=at_high)
+    if low:
+        out |= extremes(None, low, reach=result.reach, precision=at_low)
     if high:
         out["max_stable_learning_rate"] = (
             _learning_rate(out["lambda_max"])

@@ -1,6 +1,6 @@
 """The run of topk: its basis, its operators, and what the data's own spread does to each eigenvalue."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,6 +8,7 @@ import numpy as np
 from hesscli.curvature.batches import batch_quadratic_forms, groups_of_rows
 from hesscli.curvature.choice import choose_operator
 from hesscli.curvature.differences.finite_difference import FiniteDifferenceOperator
+from hesscli.curvature.trust.product_errors import ErrorsAlong
 from hesscli.data import Batch
 from hesscli.errors import UsageError
 from hesscli.events import Noted, OnEvent, Warned
@@ -34,10 +35,20 @@ class Spread:
     num_groups: int
     without_one: list[np.ndarray]
     """Of each pair, its quadratic form with each group of the slice left out; as empty as `on_slice`."""
+    product_errors: list[float] | None
+    """The product's relative error along each eigenvector; None where it cannot be measured."""
+
+
+def check_topk(recipe: Recipe) -> None:
+    """Raise UsageError where the basis is to be built by a product that the matrix does not have."""
+    product, kind = recipe.estimator.basis_product, recipe.operator.kind
+    if kind != "hessian" and product not in ("auto", "layered"):
+        what = f"'{product}' is for the Hessian, not for {kind}"
+        raise UsageError("estimator.basis_product", what, "leave --basis-product out")
 
 
 def measure_pairs(
-    recipe: Recipe, subject: Subject, operator: ObservedOperator, on_event: OnEvent
+    recipe: Recipe, subject: Subject, operator: ObservedOperator, errors_along: ErrorsAlong, on_event: OnEvent
 ) -> tuple[TopK, Spread, dict[str, object]]:
     """The pairs, their spread over the data, and the settings that the run came to.
 
@@ -53,6 +64,7 @@ def measure_pairs(
     found_groups = groups_of(subject, asked=estimator.data_error, on_event=on_event)
     groups = [] if found_groups is None else found_groups.batches
     others = groups_of_rows(_held_out(subject), at_least=GROUPS)
+    forms = _Forms(subject, operator, groups, others, errors_along)
     result = topk(
         operator,
         k=estimator.k,
@@ -63,7 +75,7 @@ def measure_pairs(
         on_event=on_event,
         krylov_dim=krylov_dim,
         basis_operator=cheap,
-        quadratic_forms=_forms(subject, operator, groups, others) if groups or others else None,
+        quadratic_forms=forms,
     )
     settings: dict[str, object] = {
         "steps_taken": result.num_steps,
@@ -86,15 +98,17 @@ def measure_pairs(
         if not found.complete:
             what = "an eigenvalue may be missing among the pairs, or a copy of one: the probes could not settle it"
             on_event(Warned("completeness", what))
-    return result, _spread(result, groups, others), settings
+    return result, replace(_spread(result, groups, others), product_errors=forms.product_errors), settings
 
 
 def eigenpairs(result: TopK, spread: Spread, *, noise: float) -> list[schema.Eigenpair]:
-    """The pairs for the report, bars widened by the product's noise."""
-    floor = topk_precision(result, noise=noise)
-    pairs = []
+    """The pairs for the report, bars widened by the product's error along each, or by `noise` where it is not known."""
+    errors, pairs = spread.product_errors, []
     for i, p in enumerate(result.pairs):
+        floor = topk_precision(result, noise=noise, place=i, product_errors=errors)
         pair = schema.Eigenpair(value=p.value, residual=p.residual_norm, converged=p.converged, bar=p.bar + floor)
+        pair.end = "upper" if i < result.num_high else "lower"
+        pair.product_error = None if errors is None else errors[i]
         if spread.on_slice is not None:
             pair.slice_error = spread.on_slice[i].stderr
         if spread.held_out is not None:
@@ -110,9 +124,6 @@ def _basis_operator(
     product, risk = recipe.estimator.basis_product, subject.risk
     if product == "auto":
         return None
-    if recipe.operator.kind != "hessian" and product != "layered":
-        what = f"'{product}' is for the Hessian, not for {recipe.operator.kind}"
-        raise UsageError("estimator.basis_product", what, "leave --basis-product out")
     if product == "finite-difference":  # one-sided: one gradient each, and its errors end with the basis
         differences = FiniteDifferenceOperator(risk, scheme="forward")
         patient = RetreatingOperator(differences, risk, recipe=recipe, on_event=on_event)
@@ -128,20 +139,39 @@ def _held_out(subject: Subject) -> Sequence[Batch]:
     return batches(subject.held_out, subject.batch_size, subject.checkpoint)
 
 
-def _forms(
-    subject: Subject, operator: ObservedOperator, groups: Sequence[Batch], others: Sequence[Batch]
-) -> Callable[[Sequence[ParameterVector]], np.ndarray]:
-    def forms(vectors: Sequence[ParameterVector]) -> np.ndarray:
-        with operator.counted(len(vectors) * (bool(groups) + bool(others))):
-            return batch_quadratic_forms(operator.observed, subject.risk, [*groups, *others], vectors)
+class _Forms:
+    """What is asked of eigenvectors while they are held: their quadratic forms, and the product's error along them."""
 
-    return forms
+    def __init__(
+        self,
+        subject: Subject,
+        operator: ObservedOperator,
+        groups: Sequence[Batch],
+        others: Sequence[Batch],
+        errors_along: ErrorsAlong,
+    ) -> None:
+        self._subject, self._operator, self._errors_along = subject, operator, errors_along
+        self._batches = [*groups, *others]
+        self._products = bool(groups) + bool(others)
+        self.product_errors: list[float] | None = []
+
+    def __call__(self, vectors: Sequence[ParameterVector]) -> np.ndarray:
+        """u.H_b u for each batch b, (batches, vectors)."""
+        errors = self._errors_along(vectors)
+        if errors is None or self.product_errors is None or not np.isfinite(errors).all():
+            self.product_errors = None
+        else:
+            self.product_errors += errors
+        if not self._batches:
+            return np.zeros((0, len(vectors)))
+        with self._operator.counted(len(vectors) * self._products):
+            return batch_quadratic_forms(self._operator.observed, self._subject.risk, self._batches, vectors)
 
 
 def _spread(result: TopK, groups: Sequence[Batch], others: Sequence[Batch]) -> Spread:
     forms = result.quadratic_forms
     if forms is None:
-        return Spread(None, None, len(groups), [])
+        return Spread(None, None, len(groups), [], None)
 
     def estimates(rows: np.ndarray, batches: Sequence[Batch]) -> list[Estimate]:
         terms = np.array([b.num_terms for b in batches], dtype=np.float64)
@@ -153,6 +183,7 @@ def _spread(result: TopK, groups: Sequence[Batch], others: Sequence[Batch]) -> S
         estimates(outside, others) if others else None,
         len(groups),
         _without_one(inside, groups) if groups else [],
+        None,
     )
 
 
