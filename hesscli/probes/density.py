@@ -194,7 +194,7 @@ def _gathered(
         quadratures=quadratures,
         band=band,
         unresolved=unresolved(band, smear=smear),
-        trace=_trace(exact_trace, forms, squares, dimension=n - k),
+        trace=_trace(exact_trace, forms, squares, dimension=n - k if n - k >= UNIFORM else n),
         squared_frobenius=_squares(exact_squares, squares, fourths, dimension=n - k),
         negative_mass=mean_estimate(np.array([q.weights[q.values < 0].sum() for q in quadratures])),
         negative_mass_bounds=(float(zero.low[0]), float(zero.high[0])),
@@ -241,7 +241,8 @@ def _squares(known: float, squares: np.ndarray, fourths: np.ndarray, *, dimensio
         return Estimate(known, 0.0, (known, known), 0)
     mean = float(squares.mean())
     bound = 2 * max(0.0, float(fourths.mean()) / mean**2 - 1 / dimension) if mean > 0 else 0.0
-    return positive_estimate(known, squares, inflation=1.0, relative_variance=bound)
+    few = dimension < UNIFORM
+    return positive_estimate(known, squares, inflation=1.0, relative_variance=bound, two_sided=few)
 
 
 def _effective_dimension(

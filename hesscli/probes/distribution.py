@@ -5,11 +5,15 @@ from typing import TypeVar
 
 import numpy as np
 
+from hesscli.linalg.estimators.hutchinson import UNIFORM
 from hesscli.linalg.krylov.deflation import Outliers
 from hesscli.linalg.krylov.lanczos import LanczosState, Ritz
+from hesscli.linalg.statistics import LEVEL, share_end
 from hesscli.linalg.tridiagonal import stieltjes_bounds
 
 V = TypeVar("V")
+
+_ROUNDING = 1e-12  # of weights that sum to 1: a share of all is to be seen as all
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,25 +51,36 @@ def band_points(quadratures: tuple[Ritz, ...]) -> np.ndarray:
 def distribution_band(
     states: list[LanczosState[V]], outliers: Outliers[V], x: np.ndarray, *, dimension: int, smear: float
 ) -> DistributionBand:
-    """Bounds on the distribution function at x, averaged over probes and widened by two standard errors.
+    """Bounds on the distribution function at x, averaged over probes and widened by their sampling error.
 
-    Chen, Trogdon and Ubaru 2021: a probe on the sphere has variance 2F(1 - F) / (n + 2) about the truth, here
-    on the part of the space that was not deflated.
+    The weight that probes on the sphere give to a share F of the n eigenvalues has a beta distribution, of mean F and
+    variance 2F(1 - F) / (n + 2) for each (Chen, Trogdon and Ubaru 2021); here on the part of the space that was not
+    deflated. Each end is the share that makes what was seen as unlikely as one in forty (Clopper and Pearson 1934).
     """
     n, k = dimension, len(outliers.values)
-    below = (outliers.values[None, :] + smear < x[:, None]).sum(axis=1)
-    perhaps = (outliers.values[None, :] - smear <= x[:, None]).sum(axis=1)
+    # A pair that was deflated may stand anywhere within its residual r, and moves what is left by r^2 / gap or r.
+    slips = outliers.residual_norms
+    gaps = np.maximum(np.abs(x[:, None] - outliers.values[None, :]), 2 * slips)
+    smears = smear + np.max(2 * slips**2 / np.maximum(gaps, 1e-300), axis=1, initial=0.0)
+    below = (outliers.values[None, :] + slips + smear < x[:, None]).sum(axis=1)
+    perhaps = (outliers.values[None, :] - slips - smear <= x[:, None]).sum(axis=1)
     if not states:
         return DistributionBand(x, below / n, perhaps / n)
-    lows = [[_bounds(s, point - smear)[0] for point in x] for s in states]
-    highs = [[_bounds(s, point + smear)[1] for point in x] for s in states]
+    lows = [[_bounds(s, point)[0] for point in x - smears] for s in states]
+    highs = [[_bounds(s, point)[1] for point in x + smears] for s in states]
     low, high = np.mean(lows, axis=0), np.mean(highs, axis=0)
-    middle = np.clip((low + high) / 2, 0, 1)
-    variance = np.maximum(2 * middle * (1 - middle), 2 / (n - k)) / ((n - k + 2) * len(states))
-    sampling = 2 * np.sqrt(variance)
+    weight, tail = float((n - k) * len(states)), (1 - LEVEL) / 2
+    ends = (
+        share_end(low - _ROUNDING, weight=weight, chance=1 - tail),
+        share_end(high + _ROUNDING, weight=weight, chance=tail),
+    )
+    if n - k < UNIFORM:  # signs in few dimensions have few directions, and may miss an eigenvector altogether
+        middle = np.clip((low + high) / 2, 0, 1)
+        slack = 2 * np.sqrt(np.maximum(2 * middle * (1 - middle), 2 / (n - k)) / ((n - k + 2) * len(states)))
+        ends = np.minimum(ends[0], np.maximum(low - slack, 0)), np.maximum(ends[1], np.minimum(high + slack, 1))
     # A distribution function rises: a bound at one point is a bound at every later (or earlier) one.
-    low = np.maximum.accumulate(np.clip(low - sampling, 0, 1))
-    high = np.minimum.accumulate(np.clip(high + sampling, 0, 1)[::-1])[::-1]
+    low = np.maximum.accumulate(ends[0])
+    high = np.minimum.accumulate(ends[1][::-1])[::-1]
     share = (n - k) / n
     return DistributionBand(x, low * share + below / n, high * share + perhaps / n)
 

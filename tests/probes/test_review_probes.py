@@ -143,10 +143,15 @@ def test_the_spread_over_blocks_is_covered_by_its_interval():
     for _ in range(60):
         figures = means * rng.normal(1, 0.05, (5, 1)) + rng.normal(0, 0.01, (5, 20))
         result = BlockDiagonal(figures**2, figures, np.ones((5, 20)), np.ones((5, 20, 20)), np.zeros(5))
-        metric = blockdiag_metrics(result, noise=0.0)["cosine_std"]
+        metrics = blockdiag_metrics(result, noise=0.0)
+        metric = metrics["cosine_std"]
         held += metric.ci[0] <= pooled * np.sqrt(20 / 19) <= metric.ci[1]
         assert metric.n == {"probes": 5, "blocks": 20}
     assert held >= 50
+    without = metrics["relative_error_std"]  # whose interval would not cover
+    assert (without.ci, without.stderr) == (None, None)
+    assert without.value == pytest.approx(result.relative_errors.std(ddof=1))
+    assert without.reason.startswith("no interval")
 
 
 def test_the_spectral_radius_may_be_the_other_end():

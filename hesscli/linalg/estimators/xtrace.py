@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 from scipy.linalg import solve_triangular
 
-from hesscli.linalg.estimators.hutchinson import Tick, rescaled, sketch_range, sketching_vector
+from hesscli.linalg.estimators.hutchinson import Tick, sketch_range, sketching_vector
 from hesscli.linalg.operator import LinearOperator
 
 V = TypeVar("V")
@@ -67,7 +67,9 @@ def xtrace(operator: LinearOperator[V], *, vectors: int, seed: int, tick: Tick) 
     for i in range(k):
         s, y = outward[:, i], r[:, i]
         u = w[:, i] - s * (s @ w[:, i])
-        factor = rescaled(space.dimension - float(u @ u), rest=space.dimension - k + 1)
+        # Uniform on the sphere, and independent of the others' basis: what that leaves has a uniform direction.
+        kept = space.dimension - float(u @ u)
+        factor = (space.dimension - k + 1) / kept if kept > 0 else 1.0
         left = y - small @ u
         traces[i] = trace - s @ small @ s
         known[i] = square - s @ gram @ s

@@ -24,8 +24,8 @@ def blockdiag_metrics(result: BlockDiagonal, *, noise: float) -> Metrics:
     out = {
         "relative_error": _over_blocks(result.relative_error, noise),
         "cosine": _over_blocks(result.cosine, noise),
-        "relative_error_std": _spread(result.relative_errors),
-        "cosine_std": _spread(result.cosines),
+        "relative_error_std": _spread(result.relative_errors, bounded=False),
+        "cosine_std": _spread(result.cosines, bounded=True),
         "off_block_fraction": sampled(result.off_block_fraction, precision=2 * noise),
     }
     out["off_block_fraction"].n["blocks"] = result.squared_norms.shape[1]
@@ -88,11 +88,18 @@ def _over_blocks(figures: Jackknifed, noise: float) -> schema.Metric:
     return metric
 
 
-def _spread(figures: np.ndarray) -> schema.Metric:
-    """The standard deviation over blocks and probes together, interval over probes."""
+def _spread(figures: np.ndarray, *, bounded: bool) -> schema.Metric:
+    """The standard deviation over blocks and probes together, interval over probes if it is to be `bounded`.
+
+    The jackknife's interval of the relative error's spread covers 83 to 85 % of the time for 4 and 10 probes on spectra
+    like a language model's, by simulation, and less on others; that of the cosine's 92 to 95 %.
+    """
     alive = figures[:, np.isfinite(figures).all(axis=0)]
     if alive.shape[1] < 2:
         return schema.Metric(value=None, reason="fewer than two blocks have no spread")
+    n = {"probes": alive.shape[0], "blocks": alive.shape[1]}
+    if not bounded:
+        return schema.Metric(value=float(alive.std(ddof=1)), n=n, reason="no interval: few probes do not bound it")
     metric = sampled(spread_estimate(alive), precision=0.0)
     metric.n["blocks"] = alive.shape[1]
     return metric

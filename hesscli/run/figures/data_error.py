@@ -16,9 +16,10 @@ from hesscli.linalg.space import ParameterVector
 from hesscli.linalg.statistics import (
     LEVEL,
     Estimate,
+    deviation_estimate,
     jackknife_error,
     ratios_without_one,
-    spread_estimate,
+    variation_estimate,
 )
 from hesscli.report import schema
 from hesscli.run.observed import ObservedOperator
@@ -175,18 +176,13 @@ def squares_without_one(share: np.ndarray, whole: np.ndarray, crosses: np.ndarra
 def spread_over_groups(traces: np.ndarray) -> dict[str, schema.Metric]:
     """The standard deviation of the groups' traces (groups,), and over the size of their mean."""
     n = {"batches": len(traces)}
-    found = spread_estimate(traces[:, None])
-    out = {"trace_batch_spread": _from_groups(found, n)}
-    mean = abs(float(traces.mean()))
-    without = np.array([np.delete(traces, g) for g in range(len(traces))])
-    below = np.abs(without.mean(axis=1))
-    if mean == 0 or not below.all():
+    out = {"trace_batch_spread": _from_groups(deviation_estimate(traces), n)}
+    if traces.mean() == 0:
         out["trace_batch_cv"] = schema.Metric(value=None, n=n, reason="the groups' mean trace is zero")
         return out
-    error = jackknife_error(without.std(axis=1, ddof=1) / below)
-    half = 0.0 if not found.stderr or found.ci is None else error * (found.ci[1] - found.value) / found.stderr
-    value = found.value / mean
-    out["trace_batch_cv"] = _from_groups(Estimate(value, error, (max(0.0, value - half), value + half), len(traces)), n)
+    out["trace_batch_cv"] = _from_groups(variation_estimate(traces), n)
+    if out["trace_batch_cv"].ci is None:
+        out["trace_batch_cv"].reason = "no upper bound: the groups' mean trace is not told apart from zero"
     return out
 
 
