@@ -85,7 +85,7 @@ def test_a_sweep_that_pulls_back_another_derivative_is_seen(which, monkeypatch):
         first, (second,) = pull_back(*args, **kwargs)
         part = first if which == "gradient" else second
         part[-1] = part[-1] * 1.001
-        return first, [second]
+        return first, iter([second])
 
     monkeypatch.setattr("hesscli.curvature.trust.pieces.pull_back", wrong)
     assert fault_of(tiny_model("llama")) == "on a short row it does not agree with double backward"

@@ -14,7 +14,7 @@ from hesscli.curvature.symmetries import find_symmetry
 from hesscli.curvature.trust.float64 import Float64Errors
 from hesscli.curvature.trust.preflight import Preflight
 from hesscli.curvature.trust.product_errors import Rounding
-from hesscli.curvature.trust.rounding import Float32Errors, check_rounding, is_narrow, rounding_error
+from hesscli.curvature.trust.rounding import Float32Errors, check_rounding, is_narrow
 from hesscli.errors import UntrustworthyError
 
 PASSED = Preflight(0.0, 0.0, 0.0, None, None, None)
@@ -29,7 +29,7 @@ def relative(a, b):
 def test_it_is_the_error_along_random_vectors_and_eigenvectors(name, product):
     risk = risk_of(tiny_model(name).bfloat16(), ragged_slice(), 3)
     operator = choose_operator(risk, kind="hessian", product=product, seed=0).operator
-    error = rounding_error(operator, risk, kind="hessian", seed=0)
+    error = Float32Errors(operator, risk, "hessian", 0).sampled().largest
     truth = float64_product(name, dtype=torch.bfloat16)
     for index in range(3):
         v = risk.space.random("gaussian", seed=9, index=index)
@@ -45,7 +45,7 @@ def test_every_matrix_has_one_and_wide_weights_have_none_to_speak_of(kind):
         risk = risk_of(tiny_model("llama").to(dtype), ragged_slice(), 3)
         assert is_narrow(risk) == (dtype == torch.bfloat16)
         operator = choose_operator(risk, kind=kind, product="auto", seed=0).operator
-        assert low < rounding_error(operator, risk, kind=kind, seed=0) < high
+        assert low < Float32Errors(operator, risk, kind, 0).sampled().largest < high
         assert {p.dtype for p in risk.model.parameters()} == {dtype}
 
 
@@ -77,7 +77,7 @@ def test_a_trained_model_is_refused_where_its_symmetries_see_nothing():
 def test_what_cannot_be_measured_is_said(monkeypatch):
     risk = risk_of(tiny_model("llama").bfloat16(), ragged_slice(), 3)
     monkeypatch.setattr("hesscli.curvature.trust.wide.available_bytes", lambda _device: 100)
-    assert rounding_error(HessianOperator(risk, keep_graph=False), risk, kind="hessian", seed=0) is None
+    assert Float32Errors(HessianOperator(risk, keep_graph=False), risk, "hessian", 0).sampled() is None
     found, warning = check_rounding(PASSED, None, differences=True)
     assert found == PASSED
     assert "could not be measured" in warning.text

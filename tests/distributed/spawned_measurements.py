@@ -20,7 +20,7 @@ from hesscli.curvature.layers.stack import Stack
 from hesscli.curvature.score_curvature import LabelCurvature, SampledLabelCurvature, SoftmaxCurvature
 from hesscli.curvature.sharded.layered import ShardedLayeredOperator
 from hesscli.curvature.sharded.residence import ShardedResidence
-from hesscli.curvature.trust.rounding import rounding_error
+from hesscli.curvature.trust.rounding import Float32Errors
 from hesscli.curvature.trust.soundness import gathered_stack
 from hesscli.distributed import Ranks
 
@@ -156,7 +156,7 @@ def _narrow(ranks):
     found = {}
     for kind in CURVATURES:
         chosen = choose_operator(risk, kind=kind, product="auto", seed=SEED)
-        found[kind] = rounding_error(chosen.operator, risk, kind=kind, seed=SEED)
+        found[kind] = Float32Errors(chosen.operator, risk, kind, SEED).sampled().largest
     return found
 
 

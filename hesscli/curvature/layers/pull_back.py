@@ -60,22 +60,6 @@ def pull_back(
     num_vectors: int,
     keep: bool,
     gradient: bool = False,
-) -> tuple[list[torch.Tensor | None], list[list[torch.Tensor | None]]]:
-    """What `pull_back_in_turn` makes, of all vectors together: holds as many results of each leaf."""
-    q, seconds = pull_back_in_turn(
-        piece, cotangents, d_cotangents, num_vectors=num_vectors, keep=keep, gradient=gradient
-    )
-    return q, list(seconds)
-
-
-def pull_back_in_turn(
-    piece: Piece,
-    cotangents: Sequence[torch.Tensor | None],
-    d_cotangents: Sequence[Tangents],
-    *,
-    num_vectors: int,
-    keep: bool,
-    gradient: bool = False,
 ) -> tuple[list[torch.Tensor | None], Iterator[list[torch.Tensor | None]]]:
     """g_in = J^T g for each leaf, and J^T dg + (dJ)^T g for each leaf, one vector after the other.
 

@@ -11,7 +11,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from torch.utils.weak import TensorWeakRef, WeakIdKeyDictionary
 
 from hesscli.curvature.layers.divided import GATE, divided_in
-from hesscli.curvature.layers.pull_back import Brought, Piece, Tangents, Turn, pull_back_in_turn, push_forward, reached
+from hesscli.curvature.layers.pull_back import Brought, Piece, Tangents, Turn, pull_back, push_forward, reached
 from hesscli.curvature.layers.push_layer import LayerPush, Own, Weights, float_places
 from hesscli.curvature.layers.residence import Leaves
 from hesscli.curvature.layers.stack import Forward, Reached, Stack, intercepted
@@ -250,7 +250,7 @@ class Sweep:
         self, piece: Piece, cotangents: Sequence[torch.Tensor | None], d_cotangents: Sequence[Tangents], *, keep: bool
     ) -> list[_Cotangent]:
         """Through a piece; what comes out for parameters is added up as it is made, the rest returned."""
-        q, seconds = pull_back_in_turn(
+        q, seconds = pull_back(
             piece,
             cotangents,
             d_cotangents,

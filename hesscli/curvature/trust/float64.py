@@ -7,15 +7,14 @@ roundings go with the model and the vector, and hardly with the number of rows: 
 those on all.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TypeVar
 
 import numpy as np
 import torch
 
 from hesscli.curvature.batches import on_risk, split_rows
-from hesscli.curvature.choice import Kind
 from hesscli.curvature.double_backward import HessianOperator
 from hesscli.curvature.layers.layered_risk import LayeredRisk
 from hesscli.curvature.layers.stack import UnknownStructureError
@@ -25,7 +24,7 @@ from hesscli.curvature.trust.derivatives import drawn_labels, mismatches
 from hesscli.curvature.trust.line import Mismatch
 from hesscli.curvature.trust.preflight import Preflight, accepted
 from hesscli.curvature.trust.product_errors import Operator, Rounding, errors_along, sampled_errors
-from hesscli.curvature.trust.rounding import EXACT
+from hesscli.curvature.trust.rounding import EXACT, HeldAgainstWider
 from hesscli.curvature.trust.wide import float64_throughout, has_room, widened
 from hesscli.curvature.trust.wide_layers import widened_layers
 from hesscli.data.slice import Batch
@@ -41,20 +40,13 @@ _UNSUITED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeErr
 
 
 @dataclass(frozen=True, slots=True)
-class Float64Errors:
+class Float64Errors(HeldAgainstWider):
     """The errors of an exact product with float32 weights along any vectors, on at most four rows of 32 positions.
 
     The product is the run's own. It is held against double backward in float64; of weights that are fetched
     layer by layer against a layered product whose weights are widened as they come. A Fisher matrix's labels are those
     that float32 draws. A copy in float64 is made for each question, and let go of after.
     """
-
-    operator: Operator
-    risk: EmpiricalRisk
-    kind: Kind
-    seed: int
-    limits: Mapping[torch.device, int] = field(default_factory=dict)
-    """Bytes that the run may hold on a device, where it was told."""
 
     def along(self, vectors: Sequence[ParameterVector]) -> list[float] | None:
         """||Hv - Hv in float64|| / ||Hv|| for each vector: a product of few rows in either precision.

@@ -148,7 +148,7 @@ class _Pieces:
     def _check_pull(self, piece: Piece, cotangents: Parts, truth: Sequence[Parts]) -> None:
         still = [[None] for _ in cotangents]
         first, seconds = pull_back(piece, cotangents, still, num_vectors=1, keep=False, gradient=True)
-        worst = max(self._excess(a, b) for a, b in zip((first, seconds[0]), truth, strict=True))
+        worst = max(self._excess(a, b) for a, b in zip((first, *seconds), truth, strict=True))
         self._note("on a short row it does not agree with double backward", found=not worst <= 1.0)
 
     def _check_push(

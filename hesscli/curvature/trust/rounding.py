@@ -63,8 +63,8 @@ def float32_pair(
 
 
 @dataclass(frozen=True, slots=True)
-class Float32Errors:
-    """The errors of an exact product with narrow weights along any vectors, on all rows."""
+class HeldAgainstWider:
+    """A run's product that is held against the same in a wider dtype, and what that is made from."""
 
     operator: Operator
     risk: EmpiricalRisk
@@ -72,6 +72,11 @@ class Float32Errors:
     seed: int
     limits: Mapping[torch.device, int] = field(default_factory=dict)
     """Bytes that the run may hold on a device, where it was told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Float32Errors(HeldAgainstWider):
+    """The errors of an exact product with narrow weights along any vectors, on all rows."""
 
     def along(self, vectors: Sequence[ParameterVector]) -> list[float] | None:
         """||Hv - Hv in float32|| / ||Hv|| for each vector, a product of either; None where it cannot be measured."""
@@ -87,12 +92,6 @@ class Float32Errors:
 
     def _pair(self) -> tuple[Operator, Operator] | None:
         return float32_pair(self.operator, self.risk, kind=self.kind, limits=self.limits)
-
-
-def rounding_error(operator: Operator, risk: EmpiricalRisk, *, kind: Kind, seed: int) -> float | None:
-    """The largest error of narrow weights over a few vectors: what decides whether a run is refused."""
-    found = Float32Errors(operator, risk, kind, seed).sampled()
-    return None if found is None else found.largest
 
 
 def gradient_in_float32(
