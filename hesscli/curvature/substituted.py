@@ -28,12 +28,15 @@ def run_with(
 def _once(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The weights with one name for each module that holds them."""
     names: dict[int, list[str]] = {}
-    for prefix, module in model.named_modules():  # each once, wherever it stands
-        for kind in (module.named_parameters, module.named_buffers):
-            for name, held in kind(prefix=prefix, recurse=False, remove_duplicate=False):
-                names.setdefault(id(held), []).append(name)
+    modules = dict(model.named_modules())  # each once, wherever it stands
+    for prefix, module in modules.items():
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                if tensor is not None:
+                    names.setdefault(id(tensor), []).append(f"{prefix}.{name}" if prefix else name)
     found = {}
     for name, weight in weights.items():
         place, _, own = name.rpartition(".")
-        found.update(dict.fromkeys(names[id(getattr(model.get_submodule(place), own))], weight))
+        module = modules[place] if place in modules else model.get_submodule(place)
+        found.update(dict.fromkeys(names[id(getattr(module, own))], weight))
     return found

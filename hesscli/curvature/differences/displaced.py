@@ -48,12 +48,15 @@ class DisplacedGradient:
         """How often the model chooses in one pass over the data, as a token's experts in a layer; 0 if it does not."""
         self.switched: torch.Tensor | None = None
         """Which of this process's choices the last displacement changed, boolean; None if that cannot be told."""
+        self.size = 0.0
+        """The length of the last change of the gradient."""
 
     def change(self, v: ParameterVector, alpha: float) -> ParameterVector:
         """g(theta + alpha v) - g(theta)."""
-        out = self._gradient(v, alpha)
+        out = self._total(v, alpha)
         self.switched = None if self._before is None else changed(self._before, self._after)
         self.risk.space.axpy(-1.0, self._origin, out)
+        self.size = _finite(self.risk.space.norm(out))
         return out
 
     def count(self, switched: torch.Tensor | None) -> int | None:
@@ -70,9 +73,7 @@ class DisplacedGradient:
 
     def _gradient(self, v: ParameterVector, alpha: float) -> ParameterVector:
         total = self._total(v, alpha)
-        if not np.isfinite(self.risk.space.norm(total)):
-            msg = "a gradient is not finite"
-            raise FloatingPointError(msg)
+        _finite(self.risk.space.norm(total))
         return total
 
     def _total(self, v: ParameterVector, alpha: float) -> ParameterVector:
@@ -110,6 +111,13 @@ def _positions(batch: Batch) -> torch.Tensor | None:
     """Which positions are no padding, as the model is told; None where it is told nothing."""
     mask = batch.inputs.get("attention_mask")
     return None if mask is None else mask.bool()
+
+
+def _finite(norm: float) -> float:
+    if not np.isfinite(norm):
+        msg = "a gradient is not finite"
+        raise FloatingPointError(msg)
+    return norm
 
 
 def _wide(tensor: torch.Tensor) -> torch.dtype:

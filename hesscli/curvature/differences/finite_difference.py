@@ -268,7 +268,7 @@ class FiniteDifferenceOperator:
 
     def _forward(self, v: ParameterVector, length: float) -> Difference:
         step, product = self._reach(v, length, self._calibration.forward_change)
-        error = self._calibration.forward_error(self.space.norm(product))
+        error = self._calibration.forward_error(self._gradient.size)
         self.space.scale(length / step, product)
         return Difference(product, step, error, self._gradient.count(self._gradient.switched))
 
@@ -276,7 +276,7 @@ class FiniteDifferenceOperator:
         """A step on the grid that changes the gradient by about `aim`, and the change; the last one is tried first."""
         for _ in range(_TRIALS):
             ahead = self._gradient.change(v, self._step / length)
-            size = self.space.norm(ahead)
+            size = self._gradient.size
             wanted = self._calibration.within(self._step * aim / size if size > 0 else np.inf)
             nearest = float(_GRID ** np.round(np.log(wanted) / np.log(_GRID)))
             if aim / _WINDOW <= size <= aim * _WINDOW or nearest == self._step:

@@ -8,6 +8,7 @@ from torch.autograd import forward_ad
 from torch.func import jvp, vmap
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from hesscli.curvature.layers.forward_rules import ForwardRules
 from hesscli.curvature.layers.pull_back import Tangents, Turn, moves, push_forward
 
 Weights = dict[str, torch.Tensor]
@@ -104,7 +105,8 @@ def _one_by_one(
         with forward_ad.dual_level():
             duals = [_dual(x, t[k]) for x, t in zip(values, along, strict=True)]
             weights = {name: _dual(p.detach(), t[k]) for name, (p, t) in own.items() if moves(t, k)}
-            leaves, spec = tree_flatten(run(duals, weights))
+            with ForwardRules():
+                leaves, spec = tree_flatten(run(duals, weights))
             places = float_places(leaves)
             tangents = tangents or [[None] * num_vectors for _ in places]
             for i, place in enumerate(places):
@@ -130,7 +132,8 @@ def _together(
         at = list(values)
         for i, x in zip(moved, given, strict=True):
             at[i] = x
-        leaves, spec = tree_flatten(run(at, weights))
+        with ForwardRules():
+            leaves, spec = tree_flatten(run(at, weights))
         places = float_places(leaves)
         form[:] = [[None if i in places else x for i, x in enumerate(leaves)], spec, places]
         return [leaves[i] for i in places]
