@@ -14,13 +14,7 @@ from torch.autograd import forward_ad
 from hesscli.curvature.layers.pull_back import reached
 from hesscli.curvature.losses import scores, twice_differentiable_attention
 from hesscli.curvature.risk import EmpiricalRisk, add_into
-from hesscli.curvature.score_curvature import (
-    LabelCurvature,
-    SampledLabelCurvature,
-    ScoreCurvature,
-    SoftmaxCurvature,
-    curve_all,
-)
+from hesscli.curvature.score_curvature import LabelCurvature, ScoreCurvature, SoftmaxCurvature, curve_all
 from hesscli.curvature.substituted import run_with
 from hesscli.data.slice import Batch
 from hesscli.linalg.space import ParameterSpace, ParameterVector
@@ -88,10 +82,3 @@ class EmpiricalFisherOperator(OuterProductOperator):
 
     def __init__(self, risk: EmpiricalRisk) -> None:
         super().__init__(risk, LabelCurvature())
-
-
-class FisherOperator(OuterProductOperator):
-    """The Fisher matrix of the model, by labels that are drawn once from its own predictions."""
-
-    def __init__(self, risk: EmpiricalRisk, *, seed: int) -> None:
-        super().__init__(risk, SampledLabelCurvature(seed=seed))

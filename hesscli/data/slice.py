@@ -37,8 +37,8 @@ class Sequence:
 class Batch:
     """Rows padded on the right, each input to its own longest.
 
-    Padding is masked in `attention_mask` and `IGNORED` in `targets`; what a decoder reads there is seen by no
-    position that has a term.
+    Padding is masked in `attention_mask` and `IGNORED` in `targets`; a decoder's has no mask, and is behind every
+    position that has a term: that none of them sees it is checked before a run.
     """
 
     inputs: dict[str, torch.Tensor]  # each (rows, length) int64, or (rows, channels, height, width) float32

@@ -33,7 +33,7 @@ class Space(Protocol[V]):
 
     @property
     def epsilon(self) -> float:
-        """Spacing of the vectors' floating-point numbers at 1."""
+        """Spacing at 1 of the floating-point numbers that products are made in."""
 
     def zeros(self) -> V:
         """A vector of zeros."""
@@ -113,6 +113,9 @@ class ParameterSpace:
         self.devices = tuple(p.device for p in parameters)
         wide = any(p.dtype == torch.float64 for p in parameters)
         self.dtype = torch.float64 if wide else torch.float32
+        self.epsilon = float(torch.finfo(self.dtype).eps)
+        """Spacing of the vectors' numbers at 1, or of narrower ones that products of wide vectors go through: whoever
+        finds that they do sets it."""
         self.storage = BasisStorage()
         """Where and how bases keep their vectors; what is set here holds for bases made after."""
 
@@ -120,11 +123,6 @@ class ParameterSpace:
     def dimension(self) -> int:
         """Number of selected parameters; a tied one counts once."""
         return sum(self.numels)
-
-    @property
-    def epsilon(self) -> float:
-        """Spacing of the vectors' floating-point numbers at 1."""
-        return float(torch.finfo(self.dtype).eps)
 
     def vector_bytes(self) -> int:
         """Memory of one vector, of this rank's part of it where it is sharded."""

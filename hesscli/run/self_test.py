@@ -13,7 +13,7 @@ from hesscli.curvature.trust.float64 import Float64Errors
 from hesscli.curvature.trust.preflight import Preflight, check_product
 from hesscli.curvature.trust.product_errors import ErrorsAlong
 from hesscli.curvature.trust.rounding import Float32Errors, check_rounding, gradient_in_float32, is_narrow
-from hesscli.events import Noted, OnEvent
+from hesscli.events import Noted, OnEvent, Warned
 from hesscli.linalg.space import ParameterVector
 from hesscli.recipe import Recipe
 from hesscli.run.observed import ObservedOperator
@@ -64,13 +64,19 @@ def self_test(
     if narrow:
         errors = Float32Errors(operator, risk, kind, seed, limits)
         found, warning = check_rounding(found, errors.sampled(), differences=_has_differences(recipe, risk))
-        on_event(warning)
+        stands_in = kind == "fisher" and found.rounding is not None
+        on_event(_of_stand_in(warning) if stands_in else warning)
         return SelfTest(found, _noise(recipe, found), errors.along)
     wider = Float64Errors(patient, risk, kind, seed, limits)
     found = wider.preflight(found)
     if found.rounding is None:
         on_event(Noted("float64 could not be asked what rounding does to products: twice the known answer's is taken"))
     return SelfTest(found, _noise(recipe, found), wider.along)
+
+
+def _of_stand_in(warning: Warned) -> Warned:
+    """Each precision would draw labels of its own, and so have another Fisher matrix."""
+    return replace(warning, text=f"{warning.text}; measured on the GGN, which stands for the Fisher matrix")
 
 
 def _of_differences(

@@ -11,7 +11,7 @@ from hesscli.curvature.choice import Choice, choose_operator
 from hesscli.curvature.differences.finite_difference import FiniteDifferenceOperator
 from hesscli.curvature.differences.kinks import find_kinks
 from hesscli.curvature.risk import EmpiricalRisk, LossValue
-from hesscli.curvature.trust.precision import narrow_inside
+from hesscli.curvature.trust.precision import FLOAT32_EPSILON, narrow_inside
 from hesscli.curvature.trust.preflight import Preflight, RefusedProductError
 from hesscli.distributed import ALONE, ranks
 from hesscli.errors import UntrustworthyError, UsageError
@@ -188,6 +188,7 @@ def _measured(
     differences = _differences(choice)
     if (inside := narrow_inside(subject.risk)) is not None:
         listener(inside)
+        subject.risk.space.epsilon = FLOAT32_EPSILON  # what is below it in products is rounding
     for warning in find_kinks(subject.risk) if differences else []:
         listener(warning)
     log = None if state is None else ProductLog(state, subject.risk.space)

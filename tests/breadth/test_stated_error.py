@@ -12,8 +12,9 @@ from tiny import flat
 from hesscli.curvature.differences.finite_difference import FiniteDifferenceOperator
 from hesscli.curvature.differences.kinks import find_kinks
 from hesscli.curvature.double_backward import HessianOperator
-from hesscli.curvature.gauss_newton import EmpiricalFisherOperator, FisherOperator, GGNOperator
+from hesscli.curvature.gauss_newton import EmpiricalFisherOperator, GGNOperator, OuterProductOperator
 from hesscli.curvature.risk import EmpiricalRisk
+from hesscli.curvature.score_curvature import SampledLabelCurvature
 from hesscli.curvature.symmetries import find_symmetry
 from hesscli.curvature.trust.derivatives import drawn_labels
 from hesscli.curvature.trust.float64 import Float64Errors
@@ -26,10 +27,10 @@ WITHIN = 3.0
 SEED_OFFSET = 1 << 40  # where the self-tests' own vectors begin: their errors are what some of the figures are
 KINDS = ("bfloat16", "differences")
 GAUSS_NEWTON = ("ggn", "fisher", "empirical-fisher")
-POWERS = 6  # of the matrix, after which a random vector lies near the top eigenvectors
+POWERS = 4  # of the matrix, after which a random vector lies near the top eigenvectors
 NO_SYMMETRY = {"resnet"}
 # Without attention to the mask, and with what bfloat16 cannot run: refused, by the preflight or by torch itself.
-SEES_PADDING = {"fnet", "xlnet/classes"}
+SEES_PADDING = {"fnet", "xlnet/classes", "prophetnet"}
 NOT_IN_BFLOAT16 = {"beit", "swin", "resnet", "convnext", "xlstm", "fnet", "xlnet/classes"}
 
 
@@ -70,8 +71,8 @@ def operator_of(risk, kind):
     if kind == "differences":
         return FiniteDifferenceOperator(risk, scheme="central")
     if kind == "fisher":
-        return FisherOperator(risk, seed=0)
-    return EXACT[kind if kind in GAUSS_NEWTON else "hessian"](risk)
+        return OuterProductOperator(risk, SampledLabelCurvature(seed=0))
+    return EXACT[kind](risk) if kind in GAUSS_NEWTON else HessianOperator(risk, keep_graph=True)
 
 
 def preflight(operator, risk, kind):
@@ -109,7 +110,7 @@ def stated(subject, kind):
     operator, space = operator_of(risk, kind), risk.space
     found, gradient, errors_along = preflight(operator, risk, kind)
     noise = max(found.noise, operator.relative_error) if kind == "differences" else found.noise
-    vectors = [space.random("gaussian", seed=0, index=i) for i in (SEED_OFFSET, SEED_OFFSET + 1, 7, 8, 9)]
+    vectors = [space.random("gaussian", seed=0, index=i) for i in (SEED_OFFSET, SEED_OFFSET + 1, 7, 8)]
     vectors.append([a + b for a, b in zip(*vectors[:2], strict=True)])
     number = len(vectors)
     top = vectors[2]
@@ -158,7 +159,7 @@ def test_the_stated_error_is_within_a_factor_of_three_of_the_true_one(subject, k
         with pytest.raises((RuntimeError, UntrustworthyError)):
             stated(subject, kind)
         return
-    if subject.name in SEES_PADDING:
+    if subject.name in SEES_PADDING and kind != "bfloat16":  # what this narrow a loss shows is its rounding
         with pytest.raises(UntrustworthyError, match="sees its padding"):
             stated(subject, kind)
         return

@@ -68,3 +68,9 @@ def test_float32_is_held_against_float64_without_a_warning(hess):
         assert 0 < pair["product_error"] < 1e-5
         assert pair["bar"] >= pair["product_error"] * abs(pair["value"])
     assert not [w for w in report["warnings"] if w["code"] == "rounding"]
+
+
+def test_that_the_figure_of_a_fisher_matrix_is_the_ggns_is_said(hess, checkpoint):
+    ended = hess("topk", "qwen3", "-d", "rows.jsonl", *SMALL[4:], "--operator", "fisher")
+    (text,) = [w["text"] for w in json.loads(ended.out)["warnings"] if w["code"] == "rounding"]
+    assert text.endswith("measured on the GGN, which stands for the Fisher matrix")

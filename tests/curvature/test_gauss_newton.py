@@ -7,8 +7,9 @@ import pytest
 import torch
 from tiny import CONFIGS, flat, ragged_slice, risk_of, tiny_model
 
-from hesscli.curvature.gauss_newton import EmpiricalFisherOperator, FisherOperator, GGNOperator
-from hesscli.data import IGNORED
+from hesscli.curvature.gauss_newton import EmpiricalFisherOperator, GGNOperator, OuterProductOperator
+from hesscli.curvature.score_curvature import SampledLabelCurvature
+from hesscli.data import IGNORED, Slice
 
 
 @cache
@@ -70,9 +71,17 @@ def test_ggn_and_empirical_fisher_are_the_dense_ones(name, batch_size):
             assert relative(flat(product), dense(name) @ flat(v)) < 1e-5
 
 
+def fisher(risk, seed):
+    return OuterProductOperator(risk, SampledLabelCurvature(seed=seed))
+
+
 def test_they_are_positive_semi_definite():
     risk = risk_of(tiny_model("qwen3"), ragged_slice(), 5)
-    for operator in (GGNOperator(risk), EmpiricalFisherOperator(risk), FisherOperator(risk, seed=0)):
+    for operator in (
+        GGNOperator(risk),
+        EmpiricalFisherOperator(risk),
+        fisher(risk, 0),
+    ):
         for i in range(5):
             v = risk.space.random("gaussian", seed=1, index=i)
             assert risk.space.inner(v, operator.matvec(v)) >= 0
@@ -82,16 +91,19 @@ def test_sampled_labels_depend_on_the_seed_and_not_on_the_batches():
     model, data = tiny_model("qwen3"), ragged_slice()
     one, two = risk_of(model, data, 1), risk_of(model, data, 5)
     v = one.space.random("gaussian", seed=0, index=0)
-    first = flat(FisherOperator(one, seed=3).matvec(v))
-    assert relative(flat(FisherOperator(two, seed=3).matvec(v)), first) < 1e-5
-    assert relative(flat(FisherOperator(two, seed=4).matvec(v)), first) > 1e-3
+    first = flat(fisher(one, 3).matvec(v))
+    assert relative(flat(fisher(two, 3).matvec(v)), first) < 1e-5
+    assert relative(flat(fisher(two, 4).matvec(v)), first) > 1e-3
 
 
 def test_the_sampled_fisher_converges_to_the_ggn():
-    risk = risk_of(tiny_model("gpt2"), ragged_slice(), 5)
+    model, data = tiny_model("gpt2"), ragged_slice()
+    risk = risk_of(model, data, 5)
     v = risk.space.random("gaussian", seed=0, index=0)
     truth = flat(GGNOperator(risk).matvec(v))
-    draws = np.array([flat(FisherOperator(risk, seed=s).matvec(v)) for s in range(300)])
+    # Labels of each row are drawn apart: a product on 15 copies of the rows is a mean of 15 draws.
+    copies = risk_of(model, Slice(15 * data.sequences, id="copies"), 75)
+    draws = np.array([flat(fisher(copies, s).matvec(v)) for s in range(20)])
     error = np.linalg.norm(draws.mean(axis=0) - truth)
     standard_error = np.sqrt((draws.var(axis=0, ddof=1) / len(draws)).sum())
     assert error < 2 * standard_error

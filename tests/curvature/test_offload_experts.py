@@ -19,7 +19,7 @@ from hesscli.curvature.layers.layered import LayeredOperator
 from hesscli.curvature.layers.layered_risk import LayeredRisk
 from hesscli.curvature.layers.offloaded import Offloaded
 from hesscli.curvature.risk import EmpiricalRisk
-from hesscli.run.planning.elsewhere import fetched_set
+from hesscli.run.planning.counting.elsewhere import fetched_set
 
 SMALL = {"vocab_size": VOCAB, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
 

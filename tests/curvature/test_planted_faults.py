@@ -104,6 +104,19 @@ def test_a_gauss_newton_matrix_of_other_scores_is_seen(kind, monkeypatch):
         wider.preflight(found)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_sign_error_is_seen_where_nothing_wider_can_be_asked(dtype, monkeypatch):
+    # -G is symmetric, linear and zero along symmetries, and in float32 as in bfloat16.
+    risk = risk_of(tiny_model("llama").to(dtype), ragged_slice(), 3)
+    operator = gauss_newton.GGNOperator(risk)
+    given = {"loss": risk.loss(), "gradient": risk.gradient(), "semi_definite": True, "seed": 0}
+    check_product(operator, risk, **given)
+    right = gauss_newton.curve_all
+    monkeypatch.setattr(gauss_newton, "curve_all", lambda *rest: -right(*rest))
+    with pytest.raises(UntrustworthyError, match=r"u\.Gu is negative"):
+        check_product(operator, risk, **given)
+
+
 def test_scores_in_bfloat16_are_an_error_of_the_product():
     model = tiny_model("llama")
     model.lm_head.register_forward_hook(lambda _module, _args, out: out.to(torch.bfloat16).float())

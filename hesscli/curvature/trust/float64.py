@@ -22,6 +22,7 @@ from hesscli.curvature.risk import LOOKED_AT, EmpiricalRisk
 from hesscli.curvature.sharded.risk import ShardedRisk
 from hesscli.curvature.trust.derivatives import drawn_labels, mismatches
 from hesscli.curvature.trust.line import Mismatch
+from hesscli.curvature.trust.precision import narrow_inside
 from hesscli.curvature.trust.preflight import Preflight, accepted
 from hesscli.curvature.trust.product_errors import Operator, Rounding, errors_along, sampled_errors
 from hesscli.curvature.trust.rounding import EXACT, HeldAgainstWider
@@ -41,7 +42,9 @@ _UNSUITED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeErr
 
 @dataclass(frozen=True, slots=True)
 class Float64Errors(HeldAgainstWider):
-    """The errors of an exact product with float32 weights along any vectors, on at most four rows of 32 positions.
+    """The errors of an exact product along any vectors, on at most four rows of 32 positions.
+
+    Weights are float32, or float64 where the model's code brings them to float32 on their way.
 
     The product is the run's own. It is held against double backward in float64; of weights that are fetched
     layer by layer against a layered product whose weights are widened as they come. A Fisher matrix's labels are those
@@ -51,9 +54,9 @@ class Float64Errors(HeldAgainstWider):
     def along(self, vectors: Sequence[ParameterVector]) -> list[float] | None:
         """||Hv - Hv in float64|| / ||Hv|| for each vector: a product of few rows in either precision.
 
-        None where not all weights are float32, where there is no room for what is widened (four copies of weights that
-        lie whole on their devices, a layer of those that are fetched), where the model's code does not run in float64,
-        and over several processes.
+        None where weights are others, where float64 is what it says, where there is no room for what is widened (four
+        copies of weights that lie whole on their devices, a layer of those that are fetched), where the model's code
+        does not run in float64, and over several processes.
         """
         return self._asked(lambda few, wide: errors_along(few.operator, wide.operator, vectors))
 
@@ -95,13 +98,20 @@ class Float64Errors(HeldAgainstWider):
         return _Measured(rounding, space.norm(difference) / size if size > 0.0 else 0.0, mismatch)
 
     def _asked(self, question: Callable[["_Side", "_Side"], T]) -> T | None:
-        if any(p.dtype != torch.float32 for p in self.risk.model.parameters()):
+        if not self._has_what_float64_lacks():
             return None
         try:
             sides = self._sides()
             return None if sides is None else question(*sides)
         except _UNSUITED:  # memory that runs out among them
             return None
+
+    def _has_what_float64_lacks(self) -> bool:
+        """Whether weights are float32, or float64 in a model whose code computes in float32 inside."""
+        dtypes = {p.dtype for p in self.risk.model.parameters()}
+        if dtypes == {torch.float64}:
+            return narrow_inside(self.risk) is not None
+        return dtypes == {torch.float32}
 
     def _sides(self) -> "tuple[_Side, _Side] | None":
         if isinstance(self.risk, ShardedRisk):

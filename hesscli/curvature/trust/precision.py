@@ -9,6 +9,8 @@ from torch.utils._pytree import tree_leaves
 from hesscli.curvature.risk import LOOKED_AT, EmpiricalRisk
 from hesscli.events import Warned
 
+FLOAT32_EPSILON = float(torch.finfo(torch.float32).eps)
+
 
 class _Narrowing(TorchDispatchMode):
     """Sees whether an operation makes a narrower tensor of one in float64."""

@@ -14,7 +14,7 @@ from hesscli.curvature.trust.line import Mismatch, mismatch_along
 from hesscli.curvature.trust.loss_checks import check_loss
 from hesscli.errors import UntrustworthyError
 from hesscli.linalg.operator import LinearOperator
-from hesscli.linalg.space import ParameterVector
+from hesscli.linalg.space import ParameterSpace, ParameterVector
 
 # An exact float32 product shows 1e-7 to 1e-5, bfloat16 about 1e-2; a gross fault (a wrong transpose, another scale)
 # shows 0.1 to 1.
@@ -26,6 +26,7 @@ LARGEST_ERROR = 0.05
 _ELSEWHERE = 2.0
 _ENOUGH = 0.02  # differences of the loss agree to this with exact derivatives of a smooth model
 _STATIONARY = 1e-2  # of a typical product: below this a known answer is too small to be read in its own length
+_DEVIATIONS = 4.0  # of a normal number: one run in 30,000 shows more
 _SEED_OFFSET = 1 << 40  # sample indices that no probe draws
 _NOISE = "the product", "nothing measured with it can be trusted; use --dtype float32 and --attn eager"
 _REASONS = {
@@ -104,7 +105,8 @@ def check_product(
 
     `loss` and `gradient` are those of the risk; `semi_definite`: the operator is a GGN or Fisher matrix, which is
     zero along the symmetries. Raises UntrustworthyError where a product is not finite, and where the loss differs
-    between two evaluations or with padding; RefusedProductError where a product is not the same twice, not symmetric,
+    between two evaluations or with padding, or where one of a semi-definite matrix has a negative form;
+    RefusedProductError where a product is not the same twice, not symmetric,
     not linear or not the known one, and where gradient or product are not derivatives of the loss.
     """
     check_loss(risk, loss)
@@ -122,6 +124,8 @@ def check_product(
             "use --dtype float32 --attn eager, or another slice",
         )
     line = _against_the_loss(risk, [(u, hu), (v, hv)], loss, gradient, semi_definite=semi_definite)
+    if semi_definite:
+        _check_semi_definite(risk.space, [(u, hu), (v, hv)])
     if norm_u == 0 and norm_v == 0:
         return accepted(Preflight(0.0, 0.0, 0.0, None, line.slope, line.curvature), risk)
     skew = abs(space.inner(u, hv) - space.inner(v, hu)) * float(np.sqrt(space.dimension))
@@ -161,6 +165,18 @@ def accepted(found: Preflight, risk: EmpiricalRisk, *, in_float64: Collection[st
             text = f"{name.replace('_', '-')} error of {what} is {error:.2g}, above {limit}"
             raise RefusedProductError("preflight", text, remedy, found)
     return found
+
+
+def _check_semi_definite(space: ParameterSpace, products: Sequence[tuple[ParameterVector, ParameterVector]]) -> None:
+    """Raise UntrustworthyError where forms that cannot be negative are so, by more than errors let pass would explain.
+
+    An error e moves u.Gu by ||e|| / sqrt(n), and for random u it is ||Gu|| / sqrt(n) in the mean, or more.
+    """
+    total = sum(space.inner(u, gu) for u, gu in products)
+    size = sum(space.norm(gu) for _, gu in products) / float(np.sqrt(space.dimension))
+    if total < -_DEVIATIONS * LARGEST_ERROR * size:
+        what, remedy = "u.Gu is negative, which that of no Gauss-Newton or Fisher matrix is", _NOISE[1]
+        raise UntrustworthyError("preflight", what, remedy)
 
 
 def _against_the_loss(
