@@ -14,16 +14,10 @@ from hesscli.recipe import PROBES, Recipe
 from hesscli.recipe.document import resolve
 
 _HELP = "What a run will need, from a config alone: bytes on each device, products, and a command that fits."
-# Options of the measuring commands that decide memory, products, or what is planned for.
-_DECIDING = {
-    "model": ("revision", "task", "dtype", "attn", "trust_remote_code", "allow_pickle", "offline"),
-    "data": ("limit", "max_length", "batch_size"),
-    "operator": ("kind", "product", "params", "exclude", "by", "blocks"),
-    "estimator": (
-        *("preset", "probes", "steps", "k", "which", "reorthogonalise", "method", "diagonal", "krylov_dim", "basis"),
-        *("basis_dtype", "held_out", "top", "damping", "solver", "preconditioner", "tolerance"),
-    ),
-}
+# Options of the measuring commands that a plan does not take: where the model goes is what it says itself, and a basis
+# by another product is not counted. Those that change nothing here, as the data set, go into the recommended command.
+_NOT_TAKEN = ("model__placement", "model__device_map", "model__max_memory", "model__offload_dir")
+_NOT_COUNTED = ("estimator__basis_product",)
 
 ModelArgument = Annotated[
     str | None,
@@ -41,10 +35,11 @@ def register(app: typer.Typer) -> None:
 
 
 def _parameters() -> list[inspect.Parameter]:
-    """The deciding options of all probes, each once, in the order of their panels."""
+    """The options of all probes, each once, in the order of their panels."""
     found = {p.name: p for probe in reversed(PROBES) for p in measuring_parameters(probe)}
-    names = [f"{section}__{key}" for section, keys in _DECIDING.items() for key in keys]
-    return [found[name] for name in names if name in found]
+    panels = ("model", "data", "operator", "estimator", "density", "output")
+    order = {name: panels.index(name.partition("__")[0]) for name in found}
+    return [found[name] for name in sorted(found, key=order.__getitem__) if name not in (*_NOT_TAKEN, *_NOT_COUNTED)]
 
 
 def _plan(
@@ -84,7 +79,7 @@ def show_plan(
     """
     from hesscli.run.planning.devices import found_devices, given_devices
 
-    wanted = given_devices(devices) if devices is not None else found_devices()
+    wanted = given_devices(devices) if devices is not None else found_devices(recipe.model.max_memory)
     from hesscli.run.planning.build import make_plan
     from hesscli.run.planning.recommend import none_fits
     from hesscli.run.planning.table import render

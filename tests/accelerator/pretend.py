@@ -16,7 +16,7 @@ import threading
 import types
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
@@ -275,6 +275,15 @@ def _module():
     return module
 
 
+def _of_two_steps():
+    """Operations that torch would make of empty memory and a second operation that fills it: twice the time."""
+    for name in torch._C._dispatch_get_registrations_for_dispatch_key("CompositeExplicitAutogradNonFunctional"):
+        library, _, called = name.partition("::")
+        packet, _, overload = called.partition(".")
+        if library == "aten":
+            yield getattr(getattr(torch.ops.aten, packet), overload or "default")
+
+
 def register():
     """Make the device, once and for the life of the process; backward passes then run in the thread that asks."""
     if _library:
@@ -288,6 +297,8 @@ def register():
     sizes = (ops.as_strided.default, ops.view.default, ops._reshape_alias.default, ops.unfold.default)
     for op in (*sizes, ops.set_.source_Storage, ops.set_.source_Storage_storage_offset):
         aten.impl(op, _as_it_is(op), "PrivateUse1")
+    for op in _of_two_steps():
+        aten.impl(op, partial(_run, op), "PrivateUse1")
     for op, kernel in (
         (ops.empty.memory_format, _empty),
         (ops.empty_strided.default, _empty_strided),

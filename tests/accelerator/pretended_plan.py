@@ -24,7 +24,7 @@ from hesscli.curvature.gauss_newton import GGNOperator
 from hesscli.curvature.layers.layered import LayeredOperator
 from hesscli.curvature.layers.stack import find_stack
 from hesscli.curvature.risk import EmpiricalRisk
-from hesscli.run.planning.working_set import working_sets
+from hesscli.run.planning.counting.working_set import working_sets
 
 pretend.register()
 KINDS = ("graph-kept", "double-backward", "layered", "finite-difference", "jacobian")
@@ -75,7 +75,7 @@ def model_of(name):
         vocab_size=VOCAB if name == "deep" else 256,
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=8 if name == "deep" else 3,
+        num_hidden_layers=4 if name == "deep" else 3,
         num_attention_heads=2,
         num_key_value_heads=2,
         head_dim=16,

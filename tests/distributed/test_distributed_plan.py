@@ -1,20 +1,24 @@
 """What a plan predicts of sharded weights against what each of two processes holds, within 20 %."""
 
 import gc
+import json
+import shlex
 
 import pytest
 import torch
 from live_bytes import LiveBytes
 from models import shared
-from spawned import on_ranks
+from spawned import in_shells, on_ranks
 from tiny import VOCAB, rows_of, tiny_model
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from hesscli.checkpoint.bare import experts_of, twin
+from hesscli.cli.app import _exit_code
 from hesscli.curvature.risk import EmpiricalRisk
 from hesscli.curvature.score_curvature import SoftmaxCurvature
 from hesscli.curvature.sharded.layered import ShardedLayeredOperator
-from hesscli.run.planning.elsewhere import gathered_set
+from hesscli.run.planning.counting.elsewhere import gathered_set
+from hesscli.run.planning.document import Plan
 from hesscli.run.planning.placements import IN_A_DIFFERENCE
 
 # Activations weigh most in the first, weights in the second, scores by chunks of tokens in the third.
@@ -107,3 +111,25 @@ def test_the_memory_of_a_displaced_gradient_over_ranks_is_predicted(compared):
     for held in ranks:
         vectors = (IN_A_DIFFERENCE - 1) * held["vector"]  # what a difference holds beside its gradients' results
         assert found["finite-difference", 1].total - vectors == pytest.approx(held["displaced"], rel=0.2)
+
+
+def test_the_command_for_two_processes_runs(tmp_path, monkeypatch, capfd):
+    tiny_model("qwen3").save_pretrained(tmp_path / "a model")
+    capfd.readouterr()
+    given = ["plan", str(tmp_path / "a model"), "-L", "3", "--max-length", "8", "--probe", "trace", "--probes", "1"]
+    code = _exit_code([*given, "--steps", "1", "--product", "layered", "--seed", "5", "--devices", "2x1MiB", "--json"])
+    plan = Plan.model_validate_json(capfd.readouterr().out)
+    assert code == 0
+    words = shlex.split(plan.recommended.command)
+    assert words[:4] == ["hess", "launch", "--nproc-per-node", "2"]
+    assert words[-2:] == ["--placement", "fsdp"]
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps({"input_ids": [3, i, 5, 7, 2, 9, 4, 1]}) + "\n" for i in (1, 8, 6))
+    )
+    run = [*words[4:], "-d", "rows.jsonl", "--plots", "none", "--json", "-o", str(tmp_path / "out")]
+    code, out, said, _ = in_shells(tmp_path, {"run": (run, {"processes": 2})})["run"]
+    assert code == 0, said
+    report = json.loads(out)
+    assert report["operator"]["placement"] == "fsdp"
+    assert report["environment"]["processes"] == "2"
+    assert report["cost"]["matvecs"] == next(w.matvecs for w in plan.ways if w.placement == "fsdp")

@@ -39,7 +39,7 @@ def test_a_run_without_room_for_its_vectors_is_refused_with_a_table(tmp_path, mo
 
 
 def test_the_product_of_one_row_is_part_of_what_is_needed(tmp_path, monkeypatch):
-    free(monkeypatch, 9 * VECTOR)
+    free(monkeypatch, 7 * VECTOR)  # the self-test's five and a product
     monkeypatch.setattr(check, "_least_product", lambda _recipe, _subject, _batch, _rows: 3 * VECTOR)
     with pytest.raises(DoesNotFitError):
         measured(tmp_path / "a", [])
@@ -48,7 +48,7 @@ def test_the_product_of_one_row_is_part_of_what_is_needed(tmp_path, monkeypatch)
 
 
 def test_what_fits_without_its_basis_is_not_refused(tmp_path, monkeypatch):
-    free(monkeypatch, 12 * VECTOR)  # 8 vectors, but no basis, which is allocated by 16
+    free(monkeypatch, 12 * VECTOR)  # 6 vectors, but no basis, which is allocated by 16
     monkeypatch.setattr(check, "_least_product", lambda _recipe, _subject, _batch, _rows: 0)
     report = measured(tmp_path, [], **{"estimator.probes": 4, "estimator.steps": 4}).report
     assert report.status == "ok"
@@ -97,13 +97,13 @@ def test_rows_that_do_not_fit_are_halved_before_anything_runs_and_the_answer_sta
     run = fetched if where == "in files" else measured
     options |= {"data.batch_size": "auto", "operator.product": "layered"}
     whole = run(tmp_path / "a", [], **options).report
-    room = 12 * VECTOR if where == "in memory" else 500
+    room = 16 * VECTOR if where == "in memory" else 500
     free(monkeypatch, room)
-    for name, rows in (("_fetched_product", 250), ("_least_product", 5 * VECTOR // 2)):
+    for name, rows in (("_fetched_product", 250), ("_least_product", 2 * VECTOR)):
         monkeypatch.setattr(check, name, lambda _recipe, _subject, _batch, n, each=rows: each * n)
     events = []
     report = run(tmp_path / "b", events, **options).report
-    fitting = 2  # of 4: vectors take 8 of the room, with a tenth more
+    fitting = 2  # of 4: vectors take 12 of the room, with a tenth more
     assert (whole.operator.batch_size, report.operator.batch_size) == (4, fitting)
     assert next(w.text for w in report.warnings if w.code == check.FEWER_ROWS).startswith("batches have 2 rows each")
     assert whole.run_id == report.run_id

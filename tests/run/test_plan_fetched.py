@@ -18,9 +18,9 @@ from hesscli.curvature.layers.offloaded import Offloaded
 from hesscli.curvature.layers.stack import find_stack
 from hesscli.curvature.risk import EmpiricalRisk
 from hesscli.curvature.score_curvature import SoftmaxCurvature
-from hesscli.run.planning import elsewhere
+from hesscli.run.planning.counting import elsewhere
+from hesscli.run.planning.counting.elsewhere import fetched_set
 from hesscli.run.planning.counting.sites import Sites
-from hesscli.run.planning.elsewhere import fetched_set
 from hesscli.run.planning.placements import IN_A_DIFFERENCE
 
 IN_FILES = LOADING | {"device_map": {"": "disk"}}

@@ -7,9 +7,10 @@ import pytest
 import torch
 from live_bytes import LiveBytes
 from tiny import VOCAB, risk_of, tiny_model
-from transformers import AutoModelForCausalLM, Qwen3Config
+from transformers import AutoModelForCausalLM, BartConfig, BartForConditionalGeneration, Qwen3Config
 
 from hesscli.checkpoint.bare import experts_of, twin
+from hesscli.checkpoint.spread import at_home
 from hesscli.curvature.differences.finite_difference import FiniteDifferenceOperator
 from hesscli.curvature.double_backward import HessianOperator
 from hesscli.curvature.gauss_newton import GGNOperator
@@ -23,9 +24,13 @@ from hesscli.linalg.space import ParameterSpace
 from hesscli.probes.density import density
 from hesscli.probes.topk import topk
 from hesscli.recipe.document import resolve
-from hesscli.run.planning.meta_bytes import MetaBytes
+from hesscli.run.planning.counting import working_set as working
+from hesscli.run.planning.counting.inputs import full_batch
+from hesscli.run.planning.counting.meta_bytes import MetaBytes
+from hesscli.run.planning.counting.shallow import shallow_models
+from hesscli.run.planning.counting.sites import Sites
+from hesscli.run.planning.counting.working_set import Held, working_set
 from hesscli.run.planning.probe_cost import demands
-from hesscli.run.planning.working_set import Held, working_set
 
 KINDS = ("gradient", "graph-kept", "double-backward", "layered", "finite-difference", "jacobian", "layered-ggn")
 SHAPES = {"qwen3": (4, 16), "gpt2": (3, 16), "gemma3": (2, 24), "mixtral": (4, 16), "8m": (2, 96)}
@@ -119,12 +124,32 @@ def test_a_count_takes_no_memory(compared):
     assert found.activations > found.scores >= found.score_chunk > 0
 
 
+def test_encoder_and_decoder_are_each_counted_with_a_few_of_their_layers(monkeypatch):
+    sizes = {"d_model": 16, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "vocab_size": 32, "encoder_layers": 6}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "decoder_layers": 5}
+    with torch.device("meta"):
+        model = BartForConditionalGeneration(BartConfig(**sizes, **heads)).eval()
+    deepest = max(len(found.layers) for found in shallow_models(model, homes=at_home(model), ends=1))
+    assert deepest == 5  # the first and the last of either, and one more
+    named = dict(model.named_parameters())
+    batches = [full_batch(model.config, "seq2seq-lm", rows=2, length=8)]
+    given = {"names": list(named), "parameters": list(named.values()), "input_device": torch.device("meta")}
+    counts, kinds = [], ("double-backward", "layered")
+    for ends in (1, 0):  # a few layers, and all of them
+        monkeypatch.setattr(working, "Sites", lambda *g, ends=ends, **n: Sites(*g, **n | {"ends": ends}))
+        counts.append(working_set(EmpiricalRisk(model, batches, **given), num_experts=1, kinds=kinds, vectors=1))
+    few, whole = counts
+    assert {kind: few.held[kind].own for kind in kinds} == pytest.approx(
+        {kind: whole.held[kind].own for kind in kinds}, rel=0.02
+    )
+
+
 def test_the_memory_of_topk_is_its_basis_and_the_product_s_own():
     model, vocab = model_of("8m")
     risk = risk_of(model, full_slice(1, 16, vocab), 1)
     operator = LayeredOperator(risk, find_stack(risk.first_row(most=32)))
     recipe, _ = resolve([("test", {"probe": "topk", "estimator.steps": 14, "estimator.k": 1})])
-    demand = demands(recipe, dimension=risk.space.dimension, num_blocks=1)[0]
+    demand = demands(recipe, dimension=risk.space.dimension, num_blocks=1, narrow=False)[0]
     held = working_set(shadow_of(model, risk), num_experts=1, kinds=("layered",), vectors=demand.together)
     known = [*model.parameters(), *model.buffers()]
     measured = peak_beside(
@@ -158,7 +183,7 @@ def test_the_memory_of_density_is_its_bases(words, monkeypatch):
     operator = DiagonalOperator(20_000)
     given = {"estimator.probes": 4, "estimator.steps": 30, "estimator.reorthogonalise": words}
     recipe, _ = resolve([("test", {"probe": "density", **given})])
-    demand = demands(recipe, dimension=20_000, num_blocks=1)[0]
+    demand = demands(recipe, dimension=20_000, num_blocks=1, narrow=False)[0]
     measured = peak_beside(
         [],
         lambda: density(

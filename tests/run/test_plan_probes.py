@@ -142,7 +142,7 @@ def test_the_vectors_of_a_probe_are_predicted(case, monkeypatch):
     probe, values, work, place = CASES[case]
     recipe, _ = resolve([("test", {"probe": probe, **values})])
     operator = DiagonalOperator(capacity=recipe.estimator.krylov_dim)
-    demand = demands(recipe, dimension=operator.space.dimension, num_blocks=len(BLOCKS))[place]
+    demand = demands(recipe, dimension=operator.space.dimension, num_blocks=len(BLOCKS), narrow=False)[place]
     phases = [phase for phase in demand.phases if phase.name not in ("self-test", "data error")]
     predicted = max(phase.vectors + phase.together + phase.basis for phase in phases)
     assert predicted == pytest.approx(peak_of(lambda: work(operator)) / operator.space.vector_bytes(), rel=0.2)

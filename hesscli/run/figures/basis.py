@@ -10,7 +10,7 @@ from hesscli.checkpoint.memory import available_bytes
 from hesscli.errors import DoesNotFitError
 from hesscli.linalg.krylov.extremes import smallest_capacity
 from hesscli.linalg.space import ParameterSpace
-from hesscli.linalg.storage import BasisStorage
+from hesscli.linalg.storage import ROWS, BasisStorage
 from hesscli.recipe import Recipe
 
 # A basis may take this part of what is free; the graph and the vectors of the product have the rest.
@@ -23,9 +23,12 @@ def storage_of(recipe: Recipe) -> BasisStorage:
     return BasisStorage(place=recipe.estimator.basis, dtype=recipe.estimator.basis_dtype)
 
 
-def basis_fits(space: ParameterSpace, count: int) -> bool:
-    """Whether `count` vectors fit beside what is held now, wherever the space's bases are kept."""
-    return count <= room_for(space)
+def basis_fits(space: ParameterSpace, *lengths: int) -> bool:
+    """Whether bases of these lengths fit beside what is held now, wherever the space's bases are kept.
+
+    As they are allocated: a basis of four vectors takes a block of 16.
+    """
+    return sum(-(-length // ROWS) * ROWS for length in lengths) <= room_for(space)
 
 
 def room_for(space: ParameterSpace) -> int:

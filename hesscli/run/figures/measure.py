@@ -151,7 +151,7 @@ def _density(recipe: Recipe, subject: Subject, operator: ObservedOperator, noise
     space = subject.risk.space
     steps = min(settings["steps"], space.dimension)
     if settings["reorthogonalise"] == "auto":
-        fits = basis_fits(space, (settings["probes"] + 1) * steps)
+        fits = basis_fits(space, *[steps] * (settings["probes"] + 1))
         settings["reorthogonalise"] = "full" if fits else "none"
     window = _window(settings["reorthogonalise"])
     if window and not basis_fits(space, settings["probes"] * window):

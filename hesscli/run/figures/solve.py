@@ -12,7 +12,7 @@ from hesscli.recipe import Recipe
 
 # Enough for the twenty or so outliers of a language model, which are most of what makes the solve slow.
 LOW_RANK_STEPS = 30
-_DIAGONAL_PROBES = 8  # a mean over a tensor needs few
+DIAGONAL_PROBES = 8  # a mean over a tensor needs few
 
 
 def solver_of(recipe: Recipe) -> Solver:
@@ -71,5 +71,5 @@ def preconditioner_of(
     if name == "low-rank":
         return low_rank(operator, steps=LOW_RANK_STEPS, seed=seed, on_event=on_event)
     if name == "diagonal":
-        return mean_diagonal(operator, probes=_DIAGONAL_PROBES, seed=seed, on_event=on_event)
+        return mean_diagonal(operator, probes=DIAGONAL_PROBES, seed=seed, on_event=on_event)
     return None

@@ -14,11 +14,16 @@ from hesscli.checkpoint.spread import spread as spread_over
 from hesscli.curvature.layers.offloaded import experts_at_once
 from hesscli.curvature.risk import EmpiricalRisk
 from hesscli.curvature.selection import partition, partition_by_globs, select_parameters
+from hesscli.curvature.trust.rounding import is_narrow
+from hesscli.errors import UnavailableError
 from hesscli.events import OnEvent, Started
 from hesscli.recipe import Recipe
 from hesscli.recipe.blocks import load_blocks
 from hesscli.run.faults import in_section
 from hesscli.run.figures.basis import storage_of
+from hesscli.run.planning.counting.elsewhere import Counts, fetched_set, gathered_set
+from hesscli.run.planning.counting.inputs import full_batch, patches
+from hesscli.run.planning.counting.working_set import Work, WorkingSet, working_set, working_sets
 from hesscli.run.planning.document import (
     BlockSize,
     Devices,
@@ -30,13 +35,10 @@ from hesscli.run.planning.document import (
     Uncounted,
     Way,
 )
-from hesscli.run.planning.elsewhere import Counts, fetched_set, gathered_set
-from hesscli.run.planning.inputs import full_batch, patches
 from hesscli.run.planning.placements import Costs, CostsAt, OnDevice, halves, ways
 from hesscli.run.planning.probe_cost import Demand, demands
 from hesscli.run.planning.recommend import recommended
 from hesscli.run.planning.sizes import block_sizes, sizes_of
-from hesscli.run.planning.working_set import Work, WorkingSet, working_set, working_sets
 from hesscli.run.slices import full_rows
 
 _KINDS: dict[str, tuple[Work, ...]] = {"hessian": ("graph-kept", "double-backward", "layered", "finite-difference")}
@@ -68,6 +70,9 @@ def make_plan(recipe: Recipe, *, devices: Devices, typed: Sequence[str], on_even
     """
     model = recipe.model
     with in_section("model"):
+        if model.id.endswith(".json") and not Path(model.id).expanduser().is_file():  # no repository is named so
+            what = f"{model.id!r} is not a file"
+            raise UnavailableError("id", what, "give the path of a config, a folder, a hub id or demo")
         bare = bare_model(
             model.id,
             revision=model.revision,
@@ -97,13 +102,13 @@ def make_plan(recipe: Recipe, *, devices: Devices, typed: Sequence[str], on_even
         data=PlannedData(
             sequences=recipe.data.limit, length=length, batch_size=costs.batch_size, num_batches=costs.num_batches
         ),
-        estimator={"matvecs": max(d.matvecs for d in subject.demands), "basis": recipe.estimator.basis},
+        estimator={"matvecs": _most_products(subject), "basis": recipe.estimator.basis},
         blocks=subject.blocks,
         devices=devices,
         gradient=_gradient(costs, tokens=recipe.data.limit * length),
         ways=found,
         uncounted=_uncounted(costs, found),
-        recommended=recommended(recipe, found, typed=typed, rows=rows),
+        recommended=recommended(recipe, found, devices, typed=typed, rows=rows, lists=_lists(bare)),
         enough=None if any(way.fits for way in found) else _enough(recipe, subject, costs_at, tried, devices),
         notes=_notes(bare, costs, found),
     )
@@ -131,6 +136,16 @@ def _enough(
     return None
 
 
+def _lists(bare: BareModel) -> list[str]:
+    """The names of the modules that layers are in."""
+    return list(dict.fromkeys(name.rpartition(".")[0] for name in outermost_layers(bare.model)))
+
+
+def _most_products(subject: _Subject) -> int:
+    differences = subject.kinds == ("finite-difference",)
+    return max(demand.by_differences if differences else demand.matvecs for demand in subject.demands)
+
+
 def _subject(recipe: Recipe, bare: BareModel, *, rows: int, length: int) -> _Subject:
     operator = recipe.operator
     chosen = select_parameters(
@@ -149,7 +164,7 @@ def _subject(recipe: Recipe, bare: BareModel, *, rows: int, length: int) -> _Sub
         bare,
         risk,
         tuple(kind for kind in kinds if kind in asked),
-        demands(recipe, dimension=risk.space.dimension, num_blocks=len(blocks)),
+        demands(recipe, dimension=risk.space.dimension, num_blocks=len(blocks), narrow=is_narrow(risk)),
         [BlockSize(name=name, num_parameters=count) for name, count in block_sizes(names, numels).items()],
     )
 
@@ -287,7 +302,7 @@ def _gradient(costs: Costs, *, tokens: int) -> Gradient:
 def _notes(bare: BareModel, costs: Costs, found: Sequence[Way]) -> list[str]:
     notes = [
         "cost is in gradients; bytes are of tensors on the fullest device, with rows taken to be full; a tenth of a "
-        "device is left to its runtime",
+        "device is left to its runtime, and what is free beside them the self-test may take for a moment, in float64",
         "of rows: the part of a product that grows with the rows of a batch, where all else fits",
     ]
     if any(way.product_bytes is None for way in found):

@@ -11,6 +11,7 @@ from hesscli.checkpoint.memory import available_bytes
 from hesscli.curvature.batches import split_rows
 from hesscli.curvature.layers.layered_risk import LayeredRisk
 from hesscli.curvature.risk import EmpiricalRisk
+from hesscli.curvature.trust.rounding import is_narrow
 from hesscli.data import Batch
 from hesscli.errors import DoesNotFitError, HessError
 from hesscli.events import Noted, OnEvent, Warned, ignore
@@ -19,11 +20,11 @@ from hesscli.recipe import Recipe
 from hesscli.report.words import plural
 from hesscli.run.figures.basis import storage_of
 from hesscli.run.planning.build import make_plan
+from hesscli.run.planning.counting.elsewhere import fetched_set
+from hesscli.run.planning.counting.working_set import Work, working_set
 from hesscli.run.planning.devices import found_devices
-from hesscli.run.planning.elsewhere import fetched_set
 from hesscli.run.planning.probe_cost import Demand, demands
 from hesscli.run.planning.table import plain, size
-from hesscli.run.planning.working_set import Work, working_set
 from hesscli.run.setup import Subject
 
 _MARGIN = 1.1  # of what is free: a run is refused where the least that it needs is clearly more
@@ -47,7 +48,7 @@ def check_fits(recipe: Recipe, subject: Subject, on_event: OnEvent) -> Subject:
         return _check_fetched(recipe, subject, risk, on_event)
     if type(risk) is not EmpiricalRisk:  # what is sharded has no bound of its own
         return subject
-    lean = demands(recipe, dimension=risk.space.dimension, num_blocks=len(subject.blocks))[-1]
+    lean = _leanest(recipe, subject)
     devices, batch = set(risk.space.devices), max(risk.batches, key=lambda batch: batch.targets.numel())
     for device in devices:
         share = _share(risk, device)
@@ -81,7 +82,7 @@ def _with_rows(subject: Subject, rows: int, on_event: OnEvent, *, what: str) -> 
 
 def _check_fetched(recipe: Recipe, subject: Subject, risk: LayeredRisk, on_event: OnEvent) -> Subject:
     """Where layers are fetched: a batch's activations come on top of what bounds weights and vectors."""
-    lean = demands(recipe, dimension=risk.space.dimension, num_blocks=len(subject.blocks))[-1]
+    lean = _leanest(recipe, subject)
     in_files = isinstance(risk.space, MappedSpace)  # then vectors are in no memory, but for parts beside an accelerator
     sizes = {device: _share(risk, device) * _vectors(recipe, risk, lean) for device in risk.space.devices}
     vectors = {device: 0 if in_files and device.type == "cpu" else int(size) for device, size in sizes.items()}
@@ -144,6 +145,12 @@ def explained(recipe: Recipe, subject: Subject, on_event: OnEvent) -> Iterator[N
             planned = recipe.model_copy(update={"model": offline})
             on_event(Noted(plain(make_plan(planned, devices=found, typed=[], on_event=ignore), width=_WIDTH)))
         raise
+
+
+def _leanest(recipe: Recipe, subject: Subject) -> Demand:
+    risk = subject.risk
+    blocks = len(subject.blocks)
+    return demands(recipe, dimension=risk.space.dimension, num_blocks=blocks, narrow=is_narrow(risk))[-1]
 
 
 def _share(risk: EmpiricalRisk, device: torch.device) -> float:

@@ -1,9 +1,12 @@
 """What there is to compute on: as it was said, or as it is found."""
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
+from hesscli.checkpoint.limits import stated_limits
 from hesscli.checkpoint.memory import available_bytes
 from hesscli.errors import UsageError
 from hesscli.run.planning.document import Devices
@@ -38,10 +41,18 @@ def size_in_bytes(text: str) -> int:
     return int(float(found[1]) * units[found[2].upper()])
 
 
-def found_devices() -> Devices:
-    """The GPUs of this machine, each taken to have what the fullest has free; else the host's own memory."""
-    host = available_bytes(torch.device("cpu"))
+def found_devices(max_memory: Mapping[Any, int | str] | None = None) -> Devices:
+    """The GPUs of this machine, each taken to have what the fullest has free; else the host's own memory.
+
+    Of what is free no more than `max_memory` lets a device hold.
+    """
+    limits = stated_limits(max_memory)
+
+    def free(device: torch.device) -> int:
+        return min(available_bytes(device), limits.get(device, 1 << 62))
+
+    host = free(torch.device("cpu"))
     if not torch.cuda.is_available():
         return Devices(count=1, bytes_each=host, host_bytes=None, found=True)
-    free = [available_bytes(torch.device("cuda", i)) for i in range(torch.cuda.device_count())]
-    return Devices(count=len(free), bytes_each=min(free), host_bytes=host, found=True)
+    each = [free(torch.device("cuda", i)) for i in range(torch.cuda.device_count())]
+    return Devices(count=len(each), bytes_each=min(each), host_bytes=host, found=True)

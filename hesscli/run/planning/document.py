@@ -120,6 +120,11 @@ class Devices(Part):
     found: bool
     """Measured on this machine, rather than given."""
 
+    @property
+    def accelerate(self) -> bool:
+        """Whether they stand beside a host, and are not the host itself: told by what is said of them."""
+        return self.count > 1 or self.host_bytes is not None
+
 
 class Calibration(Part):
     """What was measured on this machine."""

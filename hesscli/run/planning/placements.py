@@ -1,20 +1,20 @@
 """Bytes on the fullest device, by placement and product.
 
 Products are counted: on one device, on each of several that layers are spread over, and what a layer needs that is
-fetched or gathered (`elsewhere.py`). Offloading leaves layers and all vectors on the host; sharding holds 1 / N of
-weights, vectors and basis. Where a batch does not fit, half of its rows are tried, down to one.
+fetched or gathered (`counting/elsewhere.py`). Offloading leaves layers and all vectors on the host; sharding holds
+1 / N of weights, vectors and basis. Where a batch does not fit, half of its rows are tried, down to one.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hesscli.run.figures.basis import SHARE as BASIS_SHARE
+from hesscli.run.planning.counting.elsewhere import Counts, HeldElsewhere
+from hesscli.run.planning.counting.working_set import Work, WorkingSet
 from hesscli.run.planning.document import Devices, Placement, Way
-from hesscli.run.planning.elsewhere import Counts, HeldElsewhere
 from hesscli.run.planning.probe_cost import Demand, Phase
 from hesscli.run.planning.sizes import Sizes
-from hesscli.run.planning.working_set import Work, WorkingSet
 
 # Of a device: the rest is for the runtime's own, the allocator's gaps and what kernels take.
 FULL = 0.9
@@ -163,7 +163,13 @@ def _way(
     count = devices.count if placement in ("layerwise", "fsdp") else 1
 
     def held(phase: Phase, costs: Costs, num_batches: int | None) -> list[_Bytes]:
-        return _held(placement, kind, costs, phase, count, min(most, phase.together), num_batches)
+        found = _held(placement, kind, costs, phase, count, min(most, phase.together), num_batches)
+        if num_batches is None or kind != "graph-kept" or not phase.of_groups:
+            return found
+        # The graphs of the slice stay while a group's products are made, each with a graph of its own.
+        group = costs_at(min(rows, phase.of_groups))
+        beside = _held(placement, "double-backward", group, phase, count, 1, 1)
+        return [replace(each, own=each.own + more.own) for each, more in zip(found, beside, strict=True)]
 
     def phases(num_batches: int | None) -> list[tuple[int, Phase, int, _Bytes]]:
         every = [(phase, enumerate(held(phase, costs, num_batches))) for phase in demand.phases]
@@ -193,7 +199,7 @@ def _way(
         together=most,
         gradients=gradients_of(kind, min(most, _usual(demand)), fetched=placement == "offloaded"),
         demand=demand.words,
-        matvecs=demand.matvecs,
+        matvecs=demand.by_differences if kind == "finite-difference" else demand.matvecs,
         num_devices=count,
         weights_bytes=worst.weights,
         vectors_bytes=worst.vectors,

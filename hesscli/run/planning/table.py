@@ -1,11 +1,12 @@
 """A plan in the terminal: what it is for, the ways it may run, and what to type."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from textwrap import wrap
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -14,7 +15,9 @@ from hesscli.report.words import DASH, plural, thousands
 from hesscli.run.planning.document import BlockSize, Plan, Way
 
 _MOST = 24  # rows of blocks
+_PARTS = ("weights", "vectors", "basis", "product", "of rows")  # what a total is made of
 _SHORT = {"double-backward": "double backward", "finite-difference": "differences", "jacobian": "graph"}
+_ANY = 1000  # columns: wider than any table
 _NUMBER = re.compile(r"^(.*\.)(\d+)$")
 
 
@@ -28,7 +31,7 @@ def render(plan: Plan, console: Console) -> None:
     line(f"{plan.model.id}  {plan.model.class_name}", "bold")
     for text in _what(plan):
         line(text)
-    for table in (_block_table(plan.blocks), way_table(plan.ways)):
+    for table in (_block_table(plan.blocks), *_way_tables(plan.ways, console)):
         console.print(Padding(table, (1, 0, 0, 0), expand=False))
     console.print()
     if plan.recommended is not None:
@@ -45,17 +48,26 @@ def plain(plan: Plan, *, width: int) -> str:
     """The table of ways as plain text, for an error's sake."""
     console = Console(width=width, color_system=None, force_terminal=False, highlight=False)
     with console.capture() as captured:
-        console.print(way_table(plan.ways))
+        for table in _way_tables(plan.ways, console):
+            console.print(table)
     return captured.get().rstrip("\n")
 
 
-def way_table(ways: Sequence[Way]) -> Table:
-    """Return a row per placement and product: bytes on the fullest device, and whether they fit."""
-    several = len({way.batch_size for way in ways}) > 1
-    timed = any(way.seconds is not None for way in ways)
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("placement", no_wrap=True)
-    table.add_column("way", no_wrap=True)
+def _way_tables(ways: Sequence[Way], console: Console) -> list[Table]:
+    """A row per placement and product: bytes on the fullest device, and whether they fit.
+
+    Two tables where the console is too narrow for one: what a way comes to, and what its total is made of.
+    """
+    figures = _figures(ways)
+    whole = _way_table(ways, figures, fits=True)
+    if Measurement.get(console, console.options.update(max_width=_ANY), whole).maximum <= console.width:
+        return [whole]
+    parts = {name: figures.pop(name) for name in _PARTS if name in figures}
+    return [_way_table(ways, figures, fits=True), _way_table(ways, parts, fits=False)]
+
+
+def _figures(ways: Sequence[Way]) -> dict[str, list[str]]:
+    """The cells of each column that has anything to say."""
     held = {
         "weights": [way.weights_bytes for way in ways],
         "vectors": [way.vectors_bytes for way in ways],
@@ -65,20 +77,36 @@ def way_table(ways: Sequence[Way]) -> Table:
         "total": [way.total_bytes for way in ways],
         "host": [way.host_bytes + way.disk_bytes for way in ways],
     }
-    held = {name: column for name, column in held.items() if any(column)}
-    for name in ["rows"] * several + ["cost", *held] + ["time"] * timed:
+    found = {"rows": [str(way.batch_size) for way in ways]} if len({way.batch_size for way in ways}) > 1 else {}
+    found["cost"] = [f"{way.gradients:.2g}" for way in ways]
+    found |= {
+        name: [size(count, unit="") for count in column]
+        for name, column in held.items()
+        if any(column) or name == "total"
+    }
+    more = [">" if way.product_bytes is None else "" for way in ways]
+    found["total"] = [sign + total for sign, total in zip(more, found["total"], strict=True)]
+    if any(way.seconds is not None for way in ways):
+        found["time"] = [duration(way.seconds) for way in ways]
+    return found
+
+
+def _way_table(ways: Sequence[Way], figures: Mapping[str, Sequence[str]], *, fits: bool) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    for name in ("placement", "way"):
+        table.add_column(name, no_wrap=True)
+    for name in figures:
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("fits", no_wrap=True)
+    if fits:
+        table.add_column("fits", no_wrap=True)
     before = ""
     for i, way in enumerate(ways):
         place = way.placement if way.num_devices == 1 else f"{way.placement} x{way.num_devices}"
-        cells = [str(way.batch_size)] * several + [f"{way.gradients:.2g}"]
-        more = {"total": ">"} if way.product_bytes is None else {}
-        cells += [more.get(name, "") + size(column[i], unit="") for name, column in held.items()]
-        cells += [duration(way.seconds)] * timed
-        fits = Text("yes") if way.fits else Text("NO", style="bold")
         name = "graph kept" if way.graph_kept else _SHORT.get(way.product, way.product)
-        table.add_row(*map(Text, ("" if place == before else place, name if way.exact else f"{name} *", *cells)), fits)
+        cells = ["" if place == before else place, name if way.exact else f"{name} *"]
+        cells += [column[i] for column in figures.values()]
+        verdict = [Text("yes") if way.fits else Text("NO", style="bold")] if fits else []
+        table.add_row(*map(Text, cells), *verdict)
         before = place
     return table
 

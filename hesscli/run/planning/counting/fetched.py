@@ -17,7 +17,7 @@ from hesscli.curvature.layers.layered_risk import LayeredRisk
 from hesscli.curvature.layers.offloaded import Offloaded
 from hesscli.data import Batch
 from hesscli.linalg.space import ParameterSpace
-from hesscli.run.planning.meta_bytes import VECTORS, WEIGHTS, MetaBytes
+from hesscli.run.planning.counting.meta_bytes import VECTORS, WEIGHTS, MetaBytes
 
 T = TypeVar("T")
 

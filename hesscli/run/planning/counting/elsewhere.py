@@ -25,12 +25,12 @@ from hesscli.curvature.sharded.chunked import ChunkedPass
 from hesscli.curvature.sharded.layered import ShardedLayeredOperator
 from hesscli.data import Batch
 from hesscli.run.planning.counting.course import Course, extended
+from hesscli.run.planning.counting.fetched import CountedFetch, fetched_risk
+from hesscli.run.planning.counting.gathered import CountedSweeps, gathered_risk
+from hesscli.run.planning.counting.meta_bytes import MetaBytes
 from hesscli.run.planning.counting.regions import Regions
 from hesscli.run.planning.counting.sites import EXPERTS, Mark, Sites
-from hesscli.run.planning.fetched import CountedFetch, fetched_risk
-from hesscli.run.planning.gathered import CountedSweeps, gathered_risk
-from hesscli.run.planning.meta_bytes import MetaBytes
-from hesscli.run.planning.working_set import BEYOND, COUNTED, Work, chosen_of, most_positions
+from hesscli.run.planning.counting.working_set import BEYOND, COUNTED, Work, chosen_of, most_positions
 
 
 @dataclass(frozen=True, slots=True)

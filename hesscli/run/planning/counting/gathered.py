@@ -1,6 +1,9 @@
 """Weights that are sharded over processes, on `meta`: one of them as it is, the others in name alone.
 
-The residence's own code gathers and sends; here a collective makes its buffers, and nothing is sent.
+The residence's own code gathers and sends; here a collective makes its buffers, and nothing is sent. From the second
+product on a layer is gathered while another computes: with one vector that layer's weights, in ten layers of
+Llama-3-70B over eight 3.2 GiB of 26.6 with 8 rows to a process, and 18.4 with one row. A product of four vectors has
+four layer's parts, and results on their way, at once: 50 GiB.
 """
 
 from collections.abc import Callable, Sequence

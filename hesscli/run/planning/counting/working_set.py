@@ -21,9 +21,9 @@ from hesscli.curvature.losses import scores, twice_differentiable_attention
 from hesscli.curvature.risk import LOOKED_AT, EmpiricalRisk
 from hesscli.curvature.score_curvature import SoftmaxCurvature
 from hesscli.run.planning.counting.course import Course, extended
+from hesscli.run.planning.counting.meta_bytes import MetaBytes
 from hesscli.run.planning.counting.regions import Regions
 from hesscli.run.planning.counting.sites import Mark, Sites
-from hesscli.run.planning.meta_bytes import MetaBytes
 
 Work = Literal["gradient", "graph-kept", "double-backward", "layered", "finite-difference", "jacobian", "layered-ggn"]
 COUNTED = 3  # vectors at once, at most: what is held grows by the same for each one more
