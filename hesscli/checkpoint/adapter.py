@@ -16,20 +16,23 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from hesscli.checkpoint.head import Brought, Shape, task_of
 from hesscli.checkpoint.listing import ADAPTER_CONFIG, is_adapter, names_in, weights_entry
 from hesscli.checkpoint.offload import Read, Reads
 from hesscli.checkpoint.quiet import in_short, quiet
 from hesscli.checkpoint.source import Reference, Source, parse
-from hesscli.checkpoint.weights import Weights, check_weights
+from hesscli.checkpoint.weights import Weights, check_weights, stored_tensors
 from hesscli.errors import HessError, UnavailableError, UsageError
 
 _NAME = "default"  # PEFT's own name for the one adapter of a model; it stands in its parameters' names
+_WHOLE = ".modules_to_save."  # in the names of weights of a module that is trained and saved as a whole
 _MERGE = "merge the adapter into its base model and give the merged folder"
 _ANOTHER = "give an adapter with layers of its own, such as LoRA, or a whole model"
 _NOT_DERIVED = "whose gradient is not the derivative of the loss"
 _NOT_TWICE = "which cannot be derived twice"
 # Without what that hands to each layer the loss is the base model's, or none.
 _NOT_ALONE = "which acts only where PEFT's own wrapper tells it to"
+_SHARED = "whose layers share a part that stands in none of them"
 # Of these, told by a key of the config or by its peft_type, there is no Hessian to be had: why, and what to do.
 _NO_HESSIAN = {
     "use_dora": ("DoRA", _NOT_DERIVED, _MERGE),  # leaves the norm of the weight out (Liu et al. 2024, 4.3)
@@ -40,13 +43,12 @@ _NO_HESSIAN = {
     "alora_invocation_tokens": ("aLoRA", _NOT_ALONE, _ANOTHER),
     "arrow_config": ("Arrow", _NOT_ALONE, _ANOTHER),
     "POLY": ("Poly", _NOT_ALONE, _ANOTHER),
+    "VERA": ("VeRA", _SHARED, _MERGE),
+    "PVERA": ("PVeRA", _SHARED, _MERGE),
+    "VBLORA": ("VB-LoRA", _SHARED, _MERGE),
+    "TINYLORA": ("TinyLoRA", _SHARED, _MERGE),
+    "UNILORA": ("UniLoRA", _SHARED, _MERGE),
     "XLORA": ("X-LoRA", _NOT_ALONE, _ANOTHER),
-}
-# By PEFT's names, tasks whose heads an adapter brings itself: a base model without one has no such loss.
-_HEADS = {
-    "SEQ_CLS": "sequence-classification",
-    "TOKEN_CLS": "token-classification",
-    "QUESTION_ANS": "question-answering",
 }
 # Beginnings of LoRA that PEFT computes from the weight that they stand beside, when the adapter's layers are made.
 _FROM_BASE = ("pissa", "corda", "olora", "mica", "loftq")
@@ -62,14 +64,16 @@ class Adapter:
     base: str
     """The base model as the adapter names it: a hub id or a folder."""
     base_revision: str | None
+    brought: Brought
+    """What it brings beside its layers."""
 
 
 def read_adapter(source: Source, *, allow_pickle: bool) -> Adapter | None:
     """The adapter in a folder, None where the folder holds a whole model.
 
     Raises:
-        UnavailableError: its files cannot be used, PEFT is not installed, or it is of a kind whose gradient is not
-            the derivative of the loss.
+        UnavailableError: its files cannot be used, PEFT is not installed, it was trained for a task that hess has not,
+            or it is of a kind whose gradient is not the derivative of the loss.
     """
     names = names_in(source.folder, id=source.id)
     if not is_adapter(names):
@@ -77,7 +81,38 @@ def read_adapter(source: Source, *, allow_pickle: bool) -> Adapter | None:
     entry = weights_entry(names, id=source.id, allow_pickle=allow_pickle)
     base, revision = base_of(source.folder, id=source.id)
     weights = check_weights(source.folder / entry, id=source.id)
-    return Adapter(source.id, source.folder, weights, base, revision)
+    brought = brought_by(source.folder, stored_shapes(weights, id=source.id), id=source.id)
+    return Adapter(source.id, source.folder, weights, base, revision, brought)
+
+
+def brought_by(folder: Path, shapes: Mapping[str, Shape] | None, *, id: str) -> Brought:
+    """What an adapter in a folder brings beside its layers; of its stored weights the shapes, None if not known.
+
+    Raises:
+        UnavailableError: it was trained for a task that hess has not.
+    """
+    task = task_of(_read(folder / ADAPTER_CONFIG, id=id), id=id)
+    if shapes is None:
+        return Brought(id, task, None)
+    return Brought(id, task, {_plain(name).replace(".base_layer.", "."): shape for name, shape in shapes.items()})
+
+
+def saves_modules(folder: Path, *, id: str) -> bool:
+    """Whether the config of an adapter in a folder says that it has modules that are trained and saved whole."""
+    raw = _read(folder / ADAPTER_CONFIG, id=id)
+    return bool(raw.get("modules_to_save")) or task_of(raw, id=id) is not None
+
+
+def stored_shapes(weights: Weights, *, id: str) -> dict[str, Shape]:
+    """The shapes of an adapter's weights by their names in its file.
+
+    Raises:
+        UnavailableError: they are a pickle that cannot be read.
+    """
+    (file,) = weights.files
+    if weights.pickled:
+        return {name: tuple(part.shape) for name, part in _pickled(file, id=id, device="meta").items()}
+    return {name: shape for name, (_, shape, _) in stored_tensors(file).items()}
 
 
 def base_of(folder: Path, *, id: str) -> tuple[str, str | None]:
@@ -120,14 +155,6 @@ def find_base(base: str, revision: str | None, locate: Callable[[Reference], Sou
     return found
 
 
-def check_head(folder: Path, task: str, *, id: str, base: str) -> None:
-    """Raise UnavailableError where the adapter in a folder is for another head than its base model has for `task`."""
-    head = _HEADS.get(str(_read(folder / ADAPTER_CONFIG, id=id).get("task_type")))
-    if head is not None and head != task:
-        what = f"'{id}' was trained for {head}, and its base model '{base}' has the head of {task}"
-        raise UnavailableError("model", what, "merge it into the model with its head, and give the merged folder")
-
-
 @dataclass(frozen=True, slots=True)
 class Attached:
     """What became of a model's parameters when an adapter was put into it."""
@@ -162,13 +189,15 @@ def attach(adapter: Adapter, model: PreTrainedModel, reads: Mapping[str, Read]) 
         raise
     except Exception as error:  # each kind of adapter fails in its own way
         raise _unsuited(adapter.id, model, error) from error
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    _drop_replaced(model)
+    named = dict(model.named_parameters())
+    trained = {name: p for name, p in named.items() if p.requires_grad}
     missing, unexpected = sorted(trained.keys() & set(outcome.missing_keys)), sorted(outcome.unexpected_keys)
     if missing or unexpected or not trained:
         first = f"no weight for {missing[0]}" if missing else f"no place for {unexpected[0]}" if unexpected else "none"
         what = f"the weights of the adapter '{adapter.id}' are not those that its config asks for ({first})"
         raise UnavailableError("weights", what, "check its base model, or save it again")
-    return Attached(tuple(trained), left)
+    return Attached(tuple(trained), {name: read for name, read in left.items() if name in named})
 
 
 def attach_bare(folder: Path, model: PreTrainedModel, *, id: str) -> tuple[str, ...]:
@@ -198,6 +227,7 @@ def attach_again(config: Any, model: PreTrainedModel) -> tuple[str, ...]:
     moving = [p for p in model.parameters() if p.requires_grad]
     with torch.device("meta"):
         inject_adapter_in_model(config, model, _NAME, low_cpu_mem_usage=True)
+    _drop_replaced(model)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for p in trained.values():
         p.data = p.data.to(model.dtype)
@@ -209,6 +239,7 @@ def attach_again(config: Any, model: PreTrainedModel) -> tuple[str, ...]:
 def _config(folder: Path, *, id: str) -> Any:
     """The adapter's config as PEFT has it, for training: what is trained is told apart by requires_grad."""
     from peft import PeftConfig
+    from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 
     config: Any = PeftConfig.from_pretrained(str(folder), local_files_only=True)
     if config.is_prompt_learning or config.is_adaption_prompt:
@@ -216,7 +247,19 @@ def _config(folder: Path, *, id: str) -> Any:
         what = f"'{id}' is an adapter for {kind}, whose parameters stand before the tokens and in no layer"
         raise UnavailableError("model", what, _ANOTHER)
     config.inference_mode = False
+    if config.task_type == "SEQ_CLS":  # as PeftModelForSequenceClassification does, which old configs do not tell
+        named = list(config.modules_to_save or ())
+        config.modules_to_save = [*named, *(head for head in SEQ_CLS_HEAD_NAMES if head not in named)]
     return config
+
+
+def _drop_replaced(model: PreTrainedModel) -> None:
+    """Take out the modules in whose place copies are trained: PEFT keeps them to switch the adapter off."""
+    from peft.utils import ModulesToSaveWrapper
+
+    for module in list(model.modules()):
+        if isinstance(module, ModulesToSaveWrapper):
+            del module.original_module
 
 
 def _unsuited(id: str, model: PreTrainedModel, error: Exception) -> UnavailableError:
@@ -262,9 +305,24 @@ def _needs_base(adapter: Adapter, why: str) -> UsageError:
 def _weights(adapter: Adapter) -> dict[str, torch.Tensor]:
     """By the names that they have in a model without PEFT's own wrapper around it."""
     (file,) = adapter.weights.files
-    pickled = adapter.weights.pickled
-    found = torch.load(file, map_location="cpu", weights_only=True) if pickled else load_file(file)
-    return {name.removeprefix("base_model.model."): weight for name, weight in found.items()}
+    found = _pickled(file, id=adapter.id, device="cpu") if adapter.weights.pickled else load_file(file)
+    # With embeddings of another size PEFT saves a module that is saved whole by two names.
+    names = sorted(found, key=lambda name: _WHOLE not in name)
+    return {_plain(name): found[name] for name in names}
+
+
+def _plain(name: str) -> str:
+    """A weight's name without PEFT's wrapper around the model, and without that of a module that is saved whole."""
+    return name.removeprefix("base_model.model.").replace(f"{_WHOLE}{_NAME}.", ".").replace(_WHOLE, ".")
+
+
+def _pickled(file: Path, *, id: str, device: str) -> dict[str, torch.Tensor]:
+    try:
+        found: dict[str, torch.Tensor] = torch.load(file, map_location=device, weights_only=True)
+    except Exception as error:  # a pickle fails in many ways
+        what = f"{file.name} of '{id}' is damaged, or holds more than tensors and would run code"
+        raise UnavailableError("weights", what, "use a safetensors checkpoint") from error
+    return found
 
 
 def _read(file: Path, *, id: str) -> dict[str, Any]:

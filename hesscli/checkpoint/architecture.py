@@ -8,16 +8,20 @@ import transformers
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from hesscli.checkpoint.head import Brought, fit_config
 from hesscli.checkpoint.listing import CONFIG
 from hesscli.checkpoint.quiet import in_short, quiet
 from hesscli.checkpoint.tasks import Task, find_task
 from hesscli.errors import UnavailableError
 
 
-def read_architecture(folder: Path, *, id: str, task: str, trust_remote_code: bool) -> tuple[PreTrainedConfig, Task]:
+def read_architecture(
+    folder: Path, *, id: str, task: str, trust_remote_code: bool, brought: Brought | None = None
+) -> tuple[PreTrainedConfig, Task]:
     """The checkpoint's config and its task, once it is known to be in floating point and ours to measure.
 
-    `task` is the one that was asked for, or `auto`.
+    `task` is the one that was asked for, or `auto`. Config and task are as an adapter needs them that brings a head or
+    embeddings of its own.
 
     Raises:
         UnavailableError: config.json is unreadable, quantised weights, an architecture that the installed transformers
@@ -46,7 +50,10 @@ def read_architecture(folder: Path, *, id: str, task: str, trust_remote_code: bo
     except Exception as error:  # each architecture validates its config in its own way
         what = f"{CONFIG} of '{id}' is not a valid config for '{model_type}': {in_short(error)}"
         raise UnavailableError("model", what, f"mend it, or try another version than {version}") from error
-    found = find_task(config, raw, asked=task, id=id)
+    if brought is None:
+        found = find_task(config, raw, asked=task, id=id)
+    else:
+        found = fit_config(config, raw, brought, asked=task, id=id, code=trust_remote_code)
     if not found.class_names(config) and not trust_remote_code:
         raise _needs_code(id)
     return config, found

@@ -11,8 +11,17 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hesscli.checkpoint import hub
-from hesscli.checkpoint.adapter import attach_again, attach_bare, base_of, check_head, find_base
+from hesscli.checkpoint.adapter import (
+    attach_again,
+    attach_bare,
+    base_of,
+    brought_by,
+    find_base,
+    saves_modules,
+    stored_shapes,
+)
 from hesscli.checkpoint.architecture import read_architecture
+from hesscli.checkpoint.head import Brought
 from hesscli.checkpoint.listing import CONFIG, is_adapter, names_in, weights_entry
 from hesscli.checkpoint.quiet import in_short, quiet
 from hesscli.checkpoint.source import DEMO, Reference, Source, parse
@@ -64,7 +73,7 @@ def bare_model(
     """The model that `model` names, a config file, a folder, a hub id or `demo`, without its weights.
 
     Takes no memory and less than a second. Of a hub id the config alone is fetched; of a folder the headers of the
-    weight files are read.
+    weight files are read, and of an adapter on the hub that saves modules whole.
 
     An adapter's layers are put into the base model that it names, of which the same is true.
 
@@ -80,12 +89,14 @@ def bare_model(
             shutil.copyfile(file, Path(folder) / CONFIG)
             config, found = read_architecture(Path(folder), id=name, task=task, trust_remote_code=trust_remote_code)
     else:
-        name, where, elements, adapter = _located(
-            parse(model, revision=revision), allow_pickle=allow_pickle, offline=offline
+        reference = parse(model, revision=revision)
+        name, where, elements, adapter = _located(reference, allow_pickle=allow_pickle, offline=offline)
+        brought = None
+        if adapter is not None:
+            brought = _brought(adapter, reference, id=name, allow_pickle=allow_pickle, offline=offline)
+        config, found = read_architecture(
+            where, id=name, task=task, trust_remote_code=trust_remote_code, brought=brought
         )
-        config, found = read_architecture(where, id=name, task=task, trust_remote_code=trust_remote_code)
-    if adapter is not None:
-        check_head(adapter, found.name, id=name, base=where.resolve().name)
     width = _dtype(config, dtype)
     net = _built(config, found, width, attention, id=name, trust_remote_code=trust_remote_code)
     trained = () if adapter is None else attach_bare(adapter, net, id=name)
@@ -151,6 +162,16 @@ def _located(reference: Reference, *, allow_pickle: bool, offline: bool) -> tupl
     known = [count for count in counts if count is not None]
     elements = sum(known) if len(known) == len(counts) else None
     return here.id, base.folder, elements, here.folder if adapter else None
+
+
+def _brought(folder: Path, reference: Reference, *, id: str, allow_pickle: bool, offline: bool) -> Brought:
+    names, shapes = names_in(folder, id=id), None
+    if any(name.startswith("adapter_model.") for name in names):
+        entry = weights_entry(names, id=id, allow_pickle=allow_pickle)
+        shapes = stored_shapes(check_weights(folder / entry, id=id), id=id)
+    elif reference.folder is None and saves_modules(folder, id=id):
+        shapes = hub.fetch_shapes(id, "adapter_model.safetensors", commit=folder.name, offline=offline)
+    return brought_by(folder, shapes, id=id)
 
 
 def _stored(source: Source, *, allow_pickle: bool) -> int | None:

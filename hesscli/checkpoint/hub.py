@@ -95,6 +95,22 @@ def fetch_config(id: str, *, revision: str | None, offline: bool) -> Path:
         raise UnavailableError("model", what, "give a checkpoint that save_pretrained wrote")
 
 
+def fetch_shapes(id: str, name: str, *, commit: str, offline: bool) -> dict[str, tuple[int, ...]] | None:
+    """The shapes of the tensors in a safetensors file, of which the header alone is fetched; None where it is not.
+
+    Raises:
+        UnavailableError: the hub does not answer, or the file is damaged.
+    """
+    if offline or constants.HF_HUB_OFFLINE:
+        return None
+    with quiet(), _failures(id, commit):
+        try:
+            found = HfApi().parse_safetensors_file_metadata(id, name, revision=commit)
+        except EntryNotFoundError:
+            return None
+    return {tensor: tuple(info.shape) for tensor, info in found.tensors.items()}
+
+
 def _cached_config(id: str, revision: str | None) -> Path | None:
     for name in (CONFIG, ADAPTER_CONFIG):
         found = try_to_load_from_cache(id, name, revision=revision)

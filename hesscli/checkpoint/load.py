@@ -2,7 +2,7 @@
 
 import copy
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -15,19 +15,20 @@ import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hesscli.checkpoint import soundness
-from hesscli.checkpoint.adapter import Attached, attach, check_head, find_base, read_adapter
+from hesscli.checkpoint.adapter import Adapter, Attached, attach, find_base, read_adapter
 from hesscli.checkpoint.architecture import read_architecture
 from hesscli.checkpoint.checkpoint import Checkpoint
+from hesscli.checkpoint.head import check_given, excuse
 from hesscli.checkpoint.identity import Identity, weights_sha256
 from hesscli.checkpoint.listing import has_tokenizer, names_in, weights_entry
 from hesscli.checkpoint.offload import Reads, arrange, bring_inputs, leave_out, undispatched
-from hesscli.checkpoint.placement import Plan, check_map, decide, run_at_weights, settle
+from hesscli.checkpoint.placement import Plan, as_a_whole, check_map, decide, run_at_weights, settle
 from hesscli.checkpoint.quiet import in_short, quiet
 from hesscli.checkpoint.source import locate, parse
 from hesscli.checkpoint.tasks import Task
 from hesscli.checkpoint.weights import Weights, check_weights
 from hesscli.errors import DoesNotFitError, HessError, UnavailableError, UsageError
-from hesscli.events import OnEvent
+from hesscli.events import Event, OnEvent
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64, "auto": None}
 # Eager everywhere has a second derivative; sdpa has one under its MATH backend, fused kernels have none.
@@ -81,38 +82,40 @@ def load_checkpoint(
     if adapter is not None:
         base = find_base(adapter.base, adapter.base_revision, reach, id=adapter.id)
     entry = weights_entry(names_in(base.folder, id=base.id), id=base.id, allow_pickle=allow_pickle)
-    config, found = read_architecture(base.folder, id=base.id, task=task, trust_remote_code=trust_remote_code)
-    if adapter is not None:
-        check_head(adapter.folder, found.name, id=adapter.id, base=base.id)
+    config, found = read_architecture(
+        base.folder,
+        id=base.id,
+        task=task,
+        trust_remote_code=trust_remote_code,
+        brought=None if adapter is None else adapter.brought,
+    )
     weights = check_weights(base.folder / entry, id=base.id)
     parts = [weights] if adapter is None else [weights, adapter.weights]
-    plan = settle(plan, needed=sum(_bytes_needed(part, _DTYPES[dtype]) for part in parts), id=base.id)
+    needed = sum(_bytes_needed(part, _DTYPES[dtype]) for part in parts)
+    plan = settle(plan, needed=needed, id=base.id)
     digest = weights_sha256([file for part in parts for file in part.files], on_event=on_event)
-    read = _read(
+    read = partial(
+        _read,
         base.folder,
         task=found,
         config=config,
         id=base.id,
         dtype=_DTYPES[dtype],
         attention=_ATTENTION[attention],
-        plan=plan,
         pickled=weights.pickled,
         trust_remote_code=trust_remote_code,
         beside=0 if adapter is None else _bytes_needed(adapter.weights, _DTYPES[dtype]),
     )
-    net, info = read.model, read.info
-    check_map(plan, [name for name, _ in net.named_parameters()], id=base.id)
-    run_at_weights(net)
-    soundness.check_complete(net, info, id=base.id, on_event=on_event)
-    soundness.check_resident(net, id=base.id)
-    tied = soundness.check_ties(net, id=base.id)
-    constants = soundness.constants(net)
-    attached = Attached((), read.reads) if adapter is None else attach(adapter, net, read.reads)
-    soundness.check_finite(net, id=source.id, left_out=attached.reads)
-    soundness.prepare(net, constants=constants)
-    soundness.warn_of_kernels(net, on_event=on_event)
-    if attached.reads:
-        bring_inputs(net)
+    made = partial(_made, read, adapter, id=source.id, base=base.id)
+    try:
+        (net, copies), tied, attached = made(plan, on_event=(events := list[Event]()).append)
+    except UsageError:  # weights are not stored as they are used, or an adapter is made from them
+        if not plan.sent:
+            raise
+        plan = as_a_whole(plan, needed=needed, id=base.id)
+        (net, copies), tied, attached = made(plan, on_event=(events := list[Event]()).append)
+    for event in events:
+        on_event(event)
     identity = Identity(
         id=source.id,
         revision=source.revision,
@@ -129,9 +132,7 @@ def load_checkpoint(
     # The tokenizer of an adapter lies beside it only where tokens were added.
     own = adapter is None or has_tokenizer(names_in(source.folder, id=source.id))
     folder = (source if own else base).folder
-    return Checkpoint(
-        net, identity, folder, trust_remote_code, attached.trained, attached.reads, plan.folder, read.copies
-    )
+    return Checkpoint(net, identity, folder, trust_remote_code, attached.trained, attached.reads, plan.folder, copies)
 
 
 def _unknown(field: str, value: str, allowed: list[str]) -> UsageError:
@@ -144,6 +145,30 @@ def _bytes_needed(weights: Weights, dtype: torch.dtype | None) -> int:
     if weights.elements is None or dtype is None:
         return weights.stored_bytes
     return weights.elements * dtype.itemsize
+
+
+def _made(
+    read: Callable[..., "_Read"], adapter: Adapter | None, plan: Plan, *, id: str, base: str, on_event: OnEvent
+) -> tuple[tuple[PreTrainedModel, object | None], bool, Attached]:
+    """The model with its adapter, checked, and the folder of its copies; whether it is tied; what was attached."""
+    found = read(plan=plan)
+    net = found.model
+    check_map(plan, [name for name, _ in net.named_parameters()], id=base)
+    run_at_weights(net)
+    given = {} if adapter is None else excuse(net, found.info, adapter.brought, base=base)
+    soundness.check_complete(net, found.info, id=base, on_event=on_event)
+    soundness.check_resident(net, id=base)
+    tied = soundness.check_ties(net, id=base)
+    constants = soundness.constants(net)
+    attached = Attached((), found.reads) if adapter is None else attach(adapter, net, found.reads)
+    if adapter is not None:
+        check_given(net, given, adapter.brought, base=base)
+    soundness.check_finite(net, id=id, left_out=attached.reads)
+    soundness.prepare(net, constants=constants)
+    soundness.warn_of_kernels(net, on_event=on_event)
+    if attached.reads:
+        bring_inputs(net)
+    return (net, found.copies), tied, attached
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +199,7 @@ def _read(
     try:
         with quiet():
             arrangement = None
-            if plan.device is None:
+            if plan.device is None or plan.sent:
                 with torch.device("meta"):
                     bare = task.loader.from_config(
                         copy.deepcopy(config), dtype=dtype or config.dtype, trust_remote_code=trust_remote_code

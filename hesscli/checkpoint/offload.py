@@ -103,6 +103,8 @@ def arrange(plan: Plan, bare: PreTrainedModel, *, id: str, beside: int = 0) -> A
         DoesNotFitError: what has to be in memory does not fit the bound.
     """
     wanted = plan.device_map
+    if plan.sent:
+        return _all_in_files(bare, id=id)
     if plan.computing is not None:
         wanted = _all_away(bare, plan.computing)
     elif isinstance(wanted, str):
@@ -130,6 +132,13 @@ def arrange(plan: Plan, bare: PreTrainedModel, *, id: str, beside: int = 0) -> A
     left_out = {name: main for name, home in places.items() if home in away}
     on_host = tuple(name for name, home in places.items() if home == "cpu" and name in left_out)
     return Arrangement({"": main, **resident, **places}, left_out, on_host)
+
+
+def _all_in_files(bare: PreTrainedModel, *, id: str) -> Arrangement:
+    """Every layer that shares no weight stays in its files; no product is made where they are read."""
+    sizes, host = sizes_of(bare), torch.device("cpu")
+    check_least(sizes, limit=None, id=id)
+    return Arrangement({"": host} | dict.fromkeys(sizes.layers, "disk"), dict.fromkeys(sizes.layers, host), ())
 
 
 def _home(layer: str, device_map: Mapping[str, Any]) -> Any:

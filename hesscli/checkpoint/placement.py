@@ -40,6 +40,8 @@ class Plan:
     """Whether it may become another plan where one device is too small."""
     computing: torch.device | None = None
     """The one device that computes while every layer is left on the host or on disk, so that products have room."""
+    sent: bool = False
+    """Whether it is read to be sent to other processes, layer by layer: those stay in their files until then."""
 
 
 def decide(
@@ -59,7 +61,8 @@ def decide(
         if device_map is not None or max_memory:
             what = "'fsdp' gives each process its shards, and a device map or a limit has no meaning for it"
             raise UsageError("placement", what, "leave one of them out")
-        return _one_device(torch.device("cpu"))  # read on the host; `sharding` sends each process its part
+        folder = None if offload_dir is None else _folder(offload_dir)
+        return replace(_one_device(torch.device("cpu")), folder=folder, sent=True)
     if placement not in _PLACEMENTS:
         raise UsageError("placement", f"'{placement}' is unknown", f"use one of {', '.join(_PLACEMENTS)}")
     asked = _read_map(device_map)
@@ -98,6 +101,8 @@ def settle(plan: Plan, *, needed: int, id: str) -> Plan:
     Raises:
         DoesNotFitError: the weights need more than is free, and may go nowhere else.
     """
+    if plan.sent:  # what is held is not known before it is known which layers can stay in their files
+        return plan
     if plan.limit is not None:
         return replace(plan, device_map={"": "disk"}, device=None) if _IN_MEMORY * needed > plan.limit else plan
     wanted = needed if plan.folder is None else _IN_MEMORY * needed
@@ -111,6 +116,16 @@ def settle(plan: Plan, *, needed: int, id: str) -> Plan:
     if plan.folder is None:
         check_room(plan, needed=needed, id=id)
     return replace(plan, device_map={"": "disk"}, device=None)
+
+
+def as_a_whole(plan: Plan, *, needed: int, id: str) -> Plan:
+    """The same for a checkpoint that cannot be sent layer by layer, and is read as a whole first.
+
+    Raises:
+        DoesNotFitError: the weights need more than is free.
+    """
+    check_room(plan, needed=needed, id=id)
+    return replace(plan, sent=False)
 
 
 def check_room(plan: Plan, *, needed: int, id: str) -> None:

@@ -1,11 +1,14 @@
 """A model's weights over several processes: each layer a group of FSDP2's, what is left a group of its own.
 
-The first process has read the checkpoint on its host. It sends the others the model without weights, then each layer's
-weights in turn, of which each keeps its rows: beside the first one's host nobody ever holds more than one group whole.
+The first process alone reads the checkpoint. It sends the others the model without weights, then each layer's weights
+in turn, of which each keeps its rows: nobody ever holds more than one group whole, and what lies outside of layers. A
+checkpoint that is not stored as it is used is read as a whole first, on that one's host, and let go of on the way.
 """
 
 import copy
 from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -31,12 +34,15 @@ def without_weights(model: M) -> M:
     return copy.deepcopy(model, memo)
 
 
-def shard(model: nn.Module, source: nn.Module | None, ranks: Ranks) -> None:
+def shard(
+    model: nn.Module, source: nn.Module | None, ranks: Ranks, *, reads: Mapping[str, Callable[[], torch.Tensor]]
+) -> None:
     """Give a model without weights its shards of `source`'s weights, which the first rank alone has.
 
-    In place: its parameters become DTensors, split along their first dimension, and gradients sums over ranks. `source`
-    is emptied on the way. A layer that shares a parameter with anything else goes with what is outside of layers, tied
-    embeddings too: FSDP2 has every use of a parameter in one group.
+    In place: its parameters become DTensors, split along their first dimension, and gradients sums over ranks. Weights
+    that `source` has no memory for come from `reads`, by name; those that it has it loses on the way. A layer that
+    shares a parameter with anything else goes with what is outside of layers, tied embeddings too: FSDP2 has every use
+    of a parameter in one group.
 
     Raises UsageError for a parameter without dimensions, which cannot be split, and for two dtypes in one group.
     """
@@ -45,7 +51,9 @@ def shard(model: nn.Module, source: nn.Module | None, ranks: Ranks) -> None:
         if p.dim() == 0:
             what = f"'fsdp' cannot split {names[id(p)]!r}, a single number without a dimension"
             raise UsageError("model.placement", what, "use --placement layerwise, without torchrun")
-    weights = {} if source is None else dict(source.named_parameters())
+    weights: dict[str, Callable[[], torch.Tensor]] = {}
+    if source is not None:
+        weights = {**{name: partial(_taken, p) for name, p in source.named_parameters()}, **reads}
     device = ranks.device or torch.device("cpu")
     mesh = init_device_mesh(device.type, (ranks.size,))
     for module in (*_alone(model), model):
@@ -80,8 +88,20 @@ def _alone(model: nn.Module) -> list[nn.Module]:
     return [layer for layer, mine in zip(outermost, own, strict=True) if all(uses[key] == n for key, n in mine.items())]
 
 
+def _taken(p: nn.Parameter) -> torch.Tensor:
+    """A parameter's weights, which it has no more."""
+    found = p.detach()
+    p.data = p.data.new_empty(0)
+    return found
+
+
 def _fill(
-    module: nn.Module, names: dict[int, str], weights: dict[str, nn.Parameter], device: torch.device, *, first: bool
+    module: nn.Module,
+    names: Mapping[int, str],
+    weights: Mapping[str, Callable[[], torch.Tensor]],
+    device: torch.device,
+    *,
+    first: bool,
 ) -> None:
     """Put whole weights into what of a module has none: each is sent by the first rank."""
     filled: dict[int, nn.Parameter] = {}
@@ -90,7 +110,7 @@ def _fill(
             if p is None or p.device.type != "meta":
                 continue
             if id(p) not in filled:
-                given = weights.pop(names[id(p)]).detach().to(device) if first else torch.empty_like(p, device=device)
+                given = weights[names[id(p)]]().to(device) if first else torch.empty_like(p, device=device)
                 given = given.contiguous()
                 dist.broadcast(given, src=0)
                 filled[id(p)] = nn.Parameter(given, requires_grad=p.requires_grad)

@@ -105,20 +105,19 @@ def _is_finite(tensor: torch.Tensor) -> bool:
 
 
 def check_ties(model: PreTrainedModel, *, id: str) -> bool:
-    """Whether input and output embeddings are one parameter.
+    """Whether the output embedding is one parameter with an input embedding: a decoder's own, where it has one.
 
     Raises:
-        UnavailableError: config.json says that they are, but the weights differ. transformers would only log it.
+        UnavailableError: config.json says that weights are tied, but they differ. transformers would only log it.
     """
-    head = model.get_output_embeddings()
-    if head is None or getattr(head, "weight", None) is None:
-        return False
-    tied = head.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
-    asked = getattr(model.config, "tie_word_embeddings", False) and getattr(model, "_tied_weights_keys", None)
-    if asked and not tied:
-        what = f"config.json of '{id}' ties input and output embeddings, but they are two different weights here"
+    tied = model.all_tied_weights_keys  # from_pretrained leaves out those that differ
+    broken = [pair for pair in model.get_expanded_tied_weights_keys(all_submodels=True).items() if pair[0] not in tied]
+    if broken:
+        target, source = sorted(broken)[0]
+        what = f"config.json of '{id}' ties {target} to {source}, but they are two different weights here"
         raise UnavailableError("weights", what, "set tie_word_embeddings to false in it, or save the model again")
-    return tied
+    head = getattr(model.get_output_embeddings(), "weight", None)
+    return head is not None and sum(p is head for _, p in model.named_parameters(remove_duplicate=False)) > 1
 
 
 def dtype_name(model: PreTrainedModel) -> str:

@@ -91,9 +91,9 @@ def find_task(config: PreTrainedConfig, raw: dict[str, Any], *, asked: str, id: 
             what = f"'{id}' ({', '.join(names) or 'no architecture named'}) may be for {' or '.join(found)}"
             raise UsageError("task", what, f"say --task {found[0]}, or another that it was trained for")
     task = TASKS[found[0] if asked == "auto" else asked]
-    _check_exists(task, config, raw, id=id)
+    check_exists(task, config, raw, id=id)
     _check_causal(task, config, names, id=id)
-    _check_softmax(task, config, id=id)
+    check_softmax(task, config, id=id)
     return task
 
 
@@ -126,7 +126,8 @@ def _possible(config: PreTrainedConfig) -> list[str]:
     return [task.name for task in TASKS.values() if task.class_names(config)] or ["causal-lm"]
 
 
-def _check_exists(task: Task, config: PreTrainedConfig, raw: dict[str, Any], *, id: str) -> None:
+def check_exists(task: Task, config: PreTrainedConfig, raw: dict[str, Any], *, id: str) -> None:
+    """Raise UsageError where transformers has no model of this task for the config, or one that reads other inputs."""
     classes = task.class_names(config)
     if not classes and task.loader.__name__ not in (raw.get("auto_map") or {}):
         what = f"transformers {transformers.__version__} has no {task.name} model for '{raw.get('model_type')}'"
@@ -152,7 +153,8 @@ def _check_causal(task: Task, config: PreTrainedConfig, names: list[str], *, id:
         raise UsageError("model", f"{what}: its attention is not causal", "give --task masked-lm, or a decoder")
 
 
-def _check_softmax(task: Task, config: PreTrainedConfig, *, id: str) -> None:
+def check_softmax(task: Task, config: PreTrainedConfig, *, id: str) -> None:
+    """Raise UsageError where the config says that the classes of a classifier are not one softmax."""
     if not task.name.endswith("classification"):
         return
     kind = getattr(config, "problem_type", None)

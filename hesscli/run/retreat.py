@@ -18,6 +18,7 @@ from hesscli.curvature.layers.layered import LayeredOperator
 from hesscli.curvature.layers.stack import UnknownStructureError
 from hesscli.curvature.risk import EmpiricalRisk
 from hesscli.distributed import ranks
+from hesscli.errors import DoesNotFitError
 from hesscli.events import OnEvent, Warned
 from hesscli.linalg.operator import LinearOperator
 from hesscli.linalg.space import ParameterSpace, ParameterVector
@@ -40,7 +41,9 @@ class RetreatingOperator:
 
     `memory` and `recall` carry the steps, so that a run that goes on from its products goes on as it was.
 
-    Raises DoesNotFitError where nothing is left to give up.
+    Raises DoesNotFitError where nothing is left to give up. Over processes it is raised at once: the others wait for
+    this one in the middle of a product. Its remedy is the same command with half as many rows a batch, which goes on
+    from the products of all.
     """
 
     def __init__(
@@ -114,13 +117,22 @@ class RetreatingOperator:
             try:
                 return work()
             except Exception as error:
-                if not is_out_of_memory(error) or ranks().size > 1:  # the others would wait for this one
+                if not is_out_of_memory(error):
                     raise
+                if ranks().size > 1:
+                    raise self._for_all() from error
             # Only out here: the error holds the frames that it passed through, and those hold their tensors.
             free_memory()
             if (step := self._next(num_vectors)) is None or not self._take(step):
                 what = "nothing is left to give up: one row at a time, by the leanest exact product"
                 raise no_memory(what)
+
+    def _for_all(self) -> DoesNotFitError:
+        rows, each = self._largest(), ranks().size
+        if rows <= each:  # one row on each rank
+            return no_memory("the product does not fit")
+        what = f"the product does not fit with {rows} rows a batch"
+        return DoesNotFitError("memory", what, f"add --batch-size {max(each, rows // 2)}: products so far are kept")
 
     def _next(self, num_vectors: int) -> Step | None:
         if isinstance(self._operator, HessianOperator) and self._operator.keep_graph:

@@ -1,10 +1,11 @@
 """From a recipe to what a probe needs: checkpoint, slice, risk. The one builder that translates names."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from hesscli.checkpoint import Checkpoint, load_checkpoint
@@ -119,21 +120,23 @@ def _read(recipe: Recipe, on_event: OnEvent) -> _Read:
 
 
 def _share(recipe: Recipe, together: Ranks, on_event: OnEvent) -> _Shared:
-    """The same on every rank, of weights its shards: the first rank reads, on its host, and sends.
+    """The same on every rank, of weights its shards: the first rank reads, layer by layer where it can, and sends.
 
     Beside it a copy of the model without weights and without hooks, for products layer by layer.
     """
     whole, read = None, None
+    reads: Mapping[str, Callable[[], torch.Tensor]] = {}
     if together.rank == 0:
         here = recipe.model.model_copy(update={"placement": "fsdp"})
         checkpoint, *rest = _read(recipe.model_copy(update={"model": here}), on_event)
-        whole = checkpoint.model
+        whole, reads = checkpoint.model, checkpoint.reads
         if type(whole).__module__.startswith("transformers_modules."):
             what = "a model with code of its own cannot be sent to other processes"
             raise UsageError("model.placement", what, "start one process, without torchrun")
-        read = (replace(checkpoint, model=without_weights(whole)), *rest)
+        bare = without_weights(whole)
+        read = (replace(checkpoint, model=bare, reads={}, copies=None, offload_folder=None), *rest)
     found: _Read = together.agreed(read)  # type: ignore[assignment] # None on the others
     bare = without_weights(found[0].model)
     to_device(bare, together)
-    shard(found[0].model, whole, together)
+    shard(found[0].model, whole, together, reads=reads)
     return found, bare

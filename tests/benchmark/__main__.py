@@ -1,7 +1,7 @@
 """What products and probes cost, beside other libraries, as Markdown tables.
 
-Usage: python tests/benchmark [--what products|probes|scaling|startup|all] [--model demo|8m|all] [--repeats N]
-       [--threads N] [--cpu-time]
+Usage: python tests/benchmark [--what products|profile|probes|scaling|offloaded|startup|all] [--model demo|8m|all]
+       [--repeats N] [--threads N] [--cpu-time]
        python tests/benchmark --what gpu [--device cuda|cpu] [--parts products,largest,elsewhere] [--repeats N]
        [--seconds S]
 """
@@ -13,8 +13,10 @@ import sys
 import time
 
 import blockdiag_cost
+import breakdown
 import eigenpairs
 import lanczos_cost
+import offloaded
 import scaling
 import startup
 import torch
@@ -26,11 +28,12 @@ from tables import write_table
 from hesscli.run.environment import environment, exact_arithmetic, keep_freed_pages
 
 _COLUMNS = ["model", "product", "seconds", "gradients", "min..max", "relative difference"]
+_WHAT = ["products", "profile", "probes", "scaling", "offloaded", "startup", "gpu", "all"]
 
 
 def _arguments():
     parser = argparse.ArgumentParser(prog="tests/benchmark", description=__doc__.splitlines()[0])
-    parser.add_argument("--what", choices=["products", "probes", "scaling", "startup", "gpu", "all"], default="all")
+    parser.add_argument("--what", choices=_WHAT, default="all")
     parser.add_argument("--model", choices=[*SUBJECTS, "all"], default="all")
     parser.add_argument("--repeats", type=int, default=7, help="turns of the products; the median is shown")
     parser.add_argument("--threads", type=int, help="torch's threads; its own choice if left out")
@@ -99,8 +102,14 @@ def main():
     if arguments.what in ("scaling", "all"):
         rows = [row for name in chosen for row in scaling.scaling_rows(name, arguments.repeats, say=_say)]
         write_table(scaling.COLUMNS, rows, scaling.LEGEND)
+    if arguments.what in ("offloaded", "all"):
+        write_table(offloaded.COLUMNS, offloaded.offloaded_rows(arguments.repeats, say=_say), offloaded.LEGEND)
     if arguments.what in ("products", "all"):
         good = _products(subjects, arguments.repeats, clock)
+    if arguments.what in ("profile", "all"):
+        rows = [row for subject in subjects for row in breakdown.breakdown_rows(subject, arguments.repeats, say=_say)]
+        legend = [line.format(repeats=arguments.repeats) for line in breakdown.LEGEND]
+        write_table(breakdown.COLUMNS, rows, legend)
     if arguments.what in ("probes", "all"):
         _probes(subjects, clock)
     for subject in subjects:

@@ -107,7 +107,7 @@ def _risk(ranks, name, shared):
     model = without_weights(subject.model)
     bare = without_weights(model)
     to_device(bare, ranks)
-    shard(model, subject.model if ranks.rank == 0 else None, ranks)
+    shard(model, subject.model if ranks.rank == 0 else None, ranks, reads={})
     named = dict(model.named_parameters())
     risk = ShardedRisk(
         model,

@@ -195,10 +195,11 @@ REFUSED = {
     "a sparse tensor": (lambda f: edit(f, peft_type="SHIRA"), ("model", "'lora' is an adapter of SHiRA", "derived twice", "merge")),
     "an input that is taken for a constant": (lambda f: edit(f, peft_type="C3A"), ("model", "adapter of C3A", "derived twice", "merge")),
     "some tokens alone": (lambda f: edit(f, alora_invocation_tokens=[1, 2]), ("model", "'lora' is an adapter of aLoRA", "PEFT's own wrapper", "such as LoRA")),
+    "what is shared": (lambda f: edit(f, peft_type="VERA"), ("model", "'lora' is an adapter of VeRA, whose layers share", "merge")),
     "tasks that it is told": (lambda f: edit(f, peft_type="POLY"), ("model", "adapter of Poly", "PEFT's own wrapper")),
     "a gradient that is projected": (lambda f: edit(f, peft_type="OSF"), ("model", "adapter of OSF", "not the derivative", "merge")),
-    "a head that the base has not": (lambda f: edit(f, task_type="SEQ_CLS"), ("model", "trained for sequence-classification", "'base' has the head of causal-lm", "merge")),
-    "a head of another task": (lambda f: edit(f, task_type="TOKEN_CLS"), ("model", "trained for token-classification", "merge")),
+    "a head that the base has not": (lambda f: edit(f, task_type="SEQ_CLS"), ("weights", "'lora' does not bring score.weight", "base model 'base' has none", "give the base")),
+    "a head of another task": (lambda f: edit(f, task_type="TOKEN_CLS"), ("model", "trained for token-classification", "hess measures causal-lm")),
     "a random base": (lambda f: edit(f, init_lora_weights="pissa_niter_4"), ("model", "a random part of its base model", "cannot be made again", "merge it")),
     "other modules": (lambda f: edit(f, target_modules=["c_attn"]), ("model", "does not go into Qwen3ForCausalLM", "base model")),
     "an unknown kind": (lambda f: edit(f, peft_type="LORA9"), ("model", "does not go into Qwen3ForCausalLM", "base model")),
@@ -250,6 +251,14 @@ def test_a_pickle_that_is_trusted_gives_the_same_model(load, adapters, adapter):
     assert torch.equal(ours, load(adapters / "lora").model(input_ids=ids).logits)
 
 
+def test_a_pickle_that_is_none_is_refused_in_one_line(load, adapter):
+    pickled(adapter)
+    (adapter / "adapter_model.bin").write_bytes(b"no pickle")
+    assert_refused(
+        lambda: load(adapter, allow_pickle=True), ("weights", "adapter_model.bin of 'lora' is damaged", "safetensors")
+    )
+
+
 def test_adapter_and_base_on_the_hub_are_fetched_and_then_cached(adapters, adapter, made_once, tmp_path):
     edit(adapter, base_model_name_or_path="org/base")
     for file in ("adapter_model.bin", "optimizer.pt"):
@@ -258,9 +267,11 @@ def test_adapter_and_base_on_the_hub_are_fetched_and_then_cached(adapters, adapt
     for file in (made_once / "tokenized").glob("tokenizer*"):
         shutil.copy(file, tmp_path / "base")
     (empty := tmp_path / "empty").mkdir()
-    server = Hub(
-        {"org/lora": {COMMIT: adapter}, "org/base": {COMMIT: tmp_path / "base"}, "org/neither": {COMMIT: empty}}
-    )
+    head = shutil.copytree(adapter, tmp_path / "head")
+    edit(head, task_type="SEQ_CLS")
+    restore(head, lambda s: s.update({"base_model.model.score.weight": torch.ones(5, 8)}))
+    folders = {"lora": adapter, "head": head, "base": tmp_path / "base", "neither": empty}
+    server = Hub({f"org/{name}": {COMMIT: folder} for name, folder in folders.items()})
     threading.Thread(target=server.serve_forever, daemon=True).start()
     (tmp_path / "home").mkdir()
     child = start(f"http://127.0.0.1:{server.server_address[1]}", tmp_path / "home")
@@ -268,6 +279,11 @@ def test_adapter_and_base_on_the_hub_are_fetched_and_then_cached(adapters, adapt
     child.stdin.flush()
     planned = json.loads(child.stdout.readline())
     assert set(server.fetched) == {CONFIG, "config.json"}, planned
+    child.stdin.write(json.dumps({"model": "org/head", "bare": True}) + "\n")
+    child.stdin.flush()
+    with_head = json.loads(child.stdout.readline())["own"]
+    assert with_head.pop("score.modules_to_save.default.weight") == 5 * 8
+    assert with_head == planned["own"]
     child.stdin.write(json.dumps({"model": "org/neither", "bare": True}) + "\n")
     child.stdin.flush()
     assert "holds neither config.json nor adapter_config.json" in json.loads(child.stdout.readline())["line"]

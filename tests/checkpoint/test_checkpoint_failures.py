@@ -101,7 +101,7 @@ DAMAGED = {
     "config of another size": (lambda f: edit_config(f, intermediate_size=48), "plain", ("weights", "6 weights of 'plain' of another shape", "(16, 32) in the file and (16, 48) by config.json", "config.json that was saved")),
     "one layer more": (lambda f: edit_config(f, num_hidden_layers=3), "plain", ("weights", "lacks 9 weights (model.layers.2.", "and 6 more", "random numbers", "whole checkpoint")),
     "a weight left out": (lambda f: edit_tensors(f, drop("lm_head.weight")), "plain", ("weights", "lacks 1 weight (lm_head.weight)", "random numbers", "whole checkpoint")),
-    "ties broken": (lambda f: edit_config(f, tie_word_embeddings=True), "plain", ("weights", "ties input and output embeddings", "tie_word_embeddings")),
+    "ties broken": (lambda f: edit_config(f, tie_word_embeddings=True), "plain", ("weights", "ties lm_head.weight to model.embed_tokens.weight", "tie_word_embeddings")),
     "NaN": (lambda f: edit_tensors(f, poison(float("nan"))), "plain", ("weights", "1 weight (model.norm.weight) of 'plain' with NaN or Inf", "use")),
     "Inf": (lambda f: edit_tensors(f, poison(float("-inf"))), "plain", ("weights", "1 weight (model.norm.weight) of 'plain' with NaN or Inf", "use")),
     "bitsandbytes": (lambda f: edit_config(f, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}), "plain", ("weights", "quantised (bitsandbytes 4bit)", "no exact curvature", "unquantised")),

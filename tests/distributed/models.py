@@ -45,7 +45,7 @@ def shared(ranks, whole, batches, only=""):
     model = without_weights(whole)
     bare = without_weights(model)
     to_device(bare, ranks)
-    shard(model, whole if ranks.rank == 0 else None, ranks)
+    shard(model, whole if ranks.rank == 0 else None, ranks, reads={})
     named = {n: p for n, p in model.named_parameters() if only in n}
     return ShardedRisk(
         model,

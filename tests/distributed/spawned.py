@@ -80,7 +80,10 @@ def free_port():
 def _fork_all(call, count):
     """One process loads the libraries, and its forks are the ranks."""
     module, name, arguments, join = pickle.loads(Path(call).read_bytes())
-    function, port = getattr(importlib.import_module(module), name), free_port()
+    module = importlib.import_module(module)
+    function, port = getattr(module, name), free_port()
+    torch.set_num_threads(1)
+    getattr(module, "before", lambda: None)()
     children = []
     for rank in range(count):
         child = os.fork()

@@ -15,6 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
+from spawned_loading import write_rows
+from tiny import tiny_model
+
 from hesscli.distributed import failure, ranks
 from hesscli.errors import HessError
 from hesscli.recipe.cells import expand
@@ -28,9 +31,6 @@ from hesscli.run.sweep.plan import plan_sweep
 from hesscli.run.together import together
 
 SMALL = {
-    "model.id": "demo",
-    "data.limit": 3,
-    "data.max_length": 12,
     "operator.params": ["*layers.0*norm*"],
     "output.plots": "none",
     "probe": "topk",
@@ -40,14 +40,42 @@ SMALL = {
 }
 
 
+def before():
+    """A run in the process whose forks the ranks are: what it loads and prepares, they need not."""
+    with tempfile.TemporaryDirectory() as folder:
+        make_place(Path(folder))
+        run(recipe_in(f"{folder}/out"), force=False, resume=True, on_event=lambda _event: None)
+
+
+def make_place(place):
+    """Two checkpoints, and two rows, for runs whose folders lie beside them."""
+    tiny_model("qwen3").save_pretrained(place / "tiny")
+    tiny_model("llama").save_pretrained(place / "other")
+    write_rows(place / "rows.jsonl")
+
+
+def values_in(folder):
+    """What a recipe says for a run in a folder."""
+    place = Path(folder).parent
+    return SMALL | {"model.id": str(place / "tiny"), "data.id": str(place / "rows.jsonl"), "output.dir": str(folder)}
+
+
+def recipe_in(folder):
+    """The recipe of a run in a folder."""
+    return resolve([("test", values_in(folder))])[0]
+
+
 def attempts(ports, functions):
-    """Make the attempts one after the other, each on a port of its own."""
+    """Make the attempts one after the other, each on a port of its own and by the first so many ranks."""
     found = []
-    for port, (name, arguments) in zip(ports, functions, strict=True):
+    for port, (count, name, arguments) in zip(ports, functions, strict=True):
+        if int(os.environ["RANK"]) >= count:
+            found.append(None)
+            continue
         with tempfile.NamedTemporaryFile() as file:
             child = os.fork()
             if child == 0:
-                os.environ["MASTER_PORT"] = str(port)
+                os.environ |= {"MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
                 failure._GRACE = 1.0  # what nobody will say is not waited for so long here
                 _attempt(name, arguments, Path(file.name))
             code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -71,19 +99,22 @@ def _attempt(name, arguments, file):
         os._exit(code)
 
 
-def measured(folder, harm=None, **more):
+def measured(folder, harm=None):
     """A run, resumed; returns its notes. `harm`: by rank, after how many requests it comes to harm, and how."""
-    recipe = resolve([("test", SMALL | {"output.dir": folder} | more)])[0]
     notes = []
-    with together(recipe, force=False, resume=True) as share, harmed(*(harm or {}).get(ranks().rank, ())):
+    with together(recipe_in(folder), force=False, resume=True) as share, harmed(*(harm or {}).get(ranks().rank, ())):
         run(share.recipe, force=False, resume=True, on_event=lambda event: notes.append(getattr(event, "text", "")))
     return notes
 
 
 def swept(folder, harm=None, retry_failed=False, shard=(1, 1)):
     """A sweep whose second cell cannot be had; the others' runs come to harm. Cells, or what failed on other ranks."""
-    values = {"matrix.model.revision": ["step50", "step51", "final"], "output.dir": folder, "name": "small"}
-    plan, failures = plan_sweep(expand([("test", SMALL | values)])), []
+    place = Path(folder).parent
+    values = values_in(folder) | {
+        "matrix.model.id": [str(place / n) for n in ("tiny", "none", "other")],
+        "name": "small",
+    }
+    plan, failures = plan_sweep(expand([("test", values)])), []
     given = {"shard": shard, "retry_failed": retry_failed, "gating": None}
     with harmed(*(harm or {}).get(int(os.environ["RANK"]), ())):
         ending = loop.sweep(plan, **given, on_event=lambda _event: None, on_failure=failures.append)

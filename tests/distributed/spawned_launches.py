@@ -14,7 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 from unittest import mock
 
+import torch
 import torch.distributed.run as torchrun
+from spawned_attempts import before
 from torch.distributed.launcher import api
 
 from hesscli.cli.app import main
@@ -107,5 +109,7 @@ def _rank(words, files, at, more, machines):
 
 if __name__ == "__main__":
     place, calls = pickle.loads(Path(sys.argv[1]).read_bytes())
+    torch.set_num_threads(1)
+    before()
     found = {name: in_shell(place, words, **given) for name, (words, given) in calls.items()}
     Path(f"{sys.argv[1]}.found").write_bytes(pickle.dumps(found))

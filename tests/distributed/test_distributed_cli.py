@@ -30,18 +30,22 @@ def folder(tmp_path_factory):
 
 GIVEN = "--plots none -d rows.jsonl"
 PROBES = {
-    "trace": "trace --diagonal --preset quick qwen3",
-    "topk": "topk --k 1 --which largest --steps 30 --operator ggn qwen3",
+    "trace": "trace --diagonal --probes 2 --steps 6 qwen3",
+    "topk": "topk --k 1 --which largest --steps 14 --tolerance 0.1 --operator ggn qwen3",
+    "density": "density --probes 2 --steps 4 -L 3 --params *layers.0* qwen3",
+    "blockdiag": "blockdiag --probes 2 --top 0 -L 3 qwen3",
+    "solve": "solve --steps 4 --rhs row:1 --damping 5 -L 3 --params *layers.0* qwen3",
 }
+SEVERAL = {"trace": 2, "topk": 2, "density": 4, "blockdiag": 2, "solve": 2}
 
 
 @pytest.fixture(scope="module")
 def found(folder):
-    """By name what each command said: each probe in one process and in two, then what goes by those runs."""
+    """By name what each command said: each probe in one process and in several, then what goes by those runs."""
     calls = {
         f"{name} {n}": ([*words.split(), "--json", *GIVEN.split(), "-o", f"out{n}"], {"processes": n})
         for name, words in PROBES.items()
-        for n in (1, 2)
+        for n in (1, SEVERAL[name])
     }
     calls["equal"] = ([*PROBES["trace"].split(), "-q", *GIVEN.split(), "-o", "out2"], {"processes": 2})
     (folder / "both.yaml").write_text("schema: hess.recipe/1\nprobe: trace\nmatrix: {model.id: [qwen3, none]}\n")
@@ -56,17 +60,18 @@ def own_lines(said):
 
 
 @pytest.mark.parametrize("probe", PROBES)
-def test_two_processes_give_the_report_of_one(folder, found, probe):
-    both = [found[f"{probe} {n}"] for n in (1, 2)]
+def test_several_processes_give_the_report_of_one(folder, found, probe):
+    counts = 1, SEVERAL[probe]
+    both = [found[f"{probe} {n}"] for n in counts]
     assert [said[0] for said in both] == [0, 0], both[1][2]
-    one, two = (json.loads(said[1]) for said in both)
-    assert differences(one, two) == []
-    assert (one["operator"]["placement"], two["operator"]["placement"]) == ("single", "fsdp")
-    assert two["operator"]["product"] == "layered"
-    assert two["operator"]["preflight"]["known_answer"] < 1e-4
-    assert two["environment"]["processes"] == "2"
-    for file in one["artifacts"]:
-        mine, theirs = (load_file(next((folder / f"out{n}").rglob(file))) for n in (1, 2))
+    one, other = (json.loads(said[1]) for said in both)
+    assert differences(one, other) == []
+    assert (one["operator"]["placement"], other["operator"]["placement"]) == ("single", "fsdp")
+    assert other["operator"]["product"] == "layered"
+    assert other["operator"]["preflight"]["known_answer"] < 1e-4
+    assert other["environment"]["processes"] == str(SEVERAL[probe])
+    for file in (name for name in one["artifacts"] if name.endswith(".safetensors")):
+        mine, theirs = (load_file(next((folder / f"out{n}").rglob(file))) for n in counts)
         assert {name: a.shape for name, a in mine.items()} == {name: a.shape for name, a in theirs.items()}
 
 

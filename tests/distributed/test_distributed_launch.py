@@ -8,12 +8,13 @@ import pytest
 from reports import differences
 from run.test_resume import without_times
 from spawned import in_shells
+from spawned_attempts import make_place
 
 from hesscli.report.sweep import read_manifest
 
-RUN = "topk demo -L 2 --max-length 12 --params *layers.0*norm* --k 1 --which largest --steps 6 --plots none"
+RUN = "topk tiny -d rows.jsonl -L 2 --params *layers.0*norm* --k 1 --which largest --steps 6 --plots none"
 SWEEP = (
-    "sweep demo --probe topk matrix.model.revision=[step50,final] data.limit=2 data.max_length=12 "
+    "sweep tiny other --probe topk data.id=rows.jsonl data.limit=2 "
     "operator.params=['*layers.0*norm*'] estimator.k=1 estimator.which=largest estimator.steps=6 output.plots=none"
 )
 
@@ -22,6 +23,7 @@ SWEEP = (
 def found(tmp_path_factory):
     """By name: (exit code, stdout, stderr, processes that are left)."""
     place = tmp_path_factory.mktemp("launches")
+    make_place(place)
     run, sweep = [*RUN.split(), "-o", f"{place}/out"], [*SWEEP.split(), "-o", f"{place}/swept"]
     calls = {
         "terminated": (run, {"at": (1, 2, "waits"), "sent": signal.SIGTERM}),
@@ -31,11 +33,11 @@ def found(tmp_path_factory):
         "judged": ([*run, "--assert", "lambda_max < 0", "-q", "--log-to", "tensorboard"], {}),
         "whole": ([*RUN.split(), "-o", f"{place}/whole", "--json"], {}),
         "alone": ([*RUN.split(), "-o", f"{place}/alone", "--json"], {"processes": 1}),
-        "sweep stopped": (sweep, {"at": (2, 15, "waits"), "sent": signal.SIGTERM}),
-        "swept": ([*sweep, "-q"], {}),
+        "sweep stopped": (sweep, {"at": (1, 15, "waits"), "sent": signal.SIGTERM, "processes": 2}),
+        "swept": ([*sweep, "-q"], {"processes": 2}),
         "different": (run, {"more": ["--seed", "7", "--no-resume"]}),
-        "mistyped": (run, {"more": ["--nonsense"], "machines": 2}),
-        "looked at": (["ls", str(place / "whole"), "-q"], {}),
+        "mistyped": (run, {"more": ["--nonsense"], "machines": 2, "processes": 2}),
+        "looked at": (["ls", str(place / "whole"), "-q"], {"processes": 2}),
     }
     return in_shells(place, calls) | {"place": place}
 
@@ -107,4 +109,4 @@ def test_what_processes_are_asked_for_must_be_the_same(found):
 def test_a_process_that_never_comes_says_why_to_those_on_other_machines(found):
     code, out, said, left = found["mistyped"]
     assert (code, out, left) == (2, "", [])
-    assert said == "error: rank 2: --nonsense: hess topk has no such option; did you mean --no-resume?\n"
+    assert said == "error: rank 1: --nonsense: hess topk has no such option; did you mean --no-resume?\n"

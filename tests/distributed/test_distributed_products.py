@@ -13,8 +13,9 @@ from tiny import flat, ragged_slice, risk_of, tiny_model
 from hesscli.curvature.choice import choose_operator
 from hesscli.curvature.differences.finite_difference import FiniteDifferenceOperator
 from hesscli.curvature.double_backward import HessianOperator
-from hesscli.curvature.gauss_newton import EmpiricalFisherOperator, FisherOperator, GGNOperator
+from hesscli.curvature.gauss_newton import EmpiricalFisherOperator, GGNOperator, OuterProductOperator
 from hesscli.curvature.risk import EmpiricalRisk
+from hesscli.curvature.score_curvature import SampledLabelCurvature
 from hesscli.curvature.trust.rounding import Float32Errors
 
 WORDS = [(size, i) for size, cases in CASES.items() for i in range(len(cases))]
@@ -104,7 +105,7 @@ def test_exact_products_are_those_of_one_process(case):
     truth = {
         "hessian": HessianOperator(risk, keep_graph=False),
         "ggn": GGNOperator(risk),
-        "fisher": FisherOperator(risk, seed=SEED),
+        "fisher": OuterProductOperator(risk, SampledLabelCurvature(seed=SEED)),
         "empirical-fisher": EmpiricalFisherOperator(risk),
     }
     for kind, operator in truth.items():

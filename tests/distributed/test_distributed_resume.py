@@ -8,13 +8,16 @@ from contextlib import suppress
 import pytest
 from run.test_resume import without_times
 from spawned import free_port, on_ranks
-from spawned_attempts import SMALL, attempts
+from spawned_attempts import attempts, make_place, recipe_in
 
-from hesscli.recipe.document import resolve
+from hesscli.distributed import ALONE
+from hesscli.errors import UsageError
+from hesscli.linalg.space import ParameterSpace
 from hesscli.report.sweep import read_manifest
 from hesscli.run.journal import read_journal
 from hesscli.run.session import run
 from hesscli.run.storage.product_log import ProductLog
+from hesscli.run.storage.state import State
 
 KILLED = -signal.SIGKILL
 WRITING = ("half", "after")
@@ -49,7 +52,7 @@ def made_by_one_process(folder, count=None):
         if left[0] == 0:
             raise Cut
 
-    recipe = resolve([("test", SMALL | {"output.dir": str(folder)})])[0]
+    recipe = recipe_in(folder)
     with pytest.MonkeyPatch.context() as patch:
         if count is not None:
             patch.setattr(ProductLog, "add", counted)
@@ -62,18 +65,23 @@ def made_by_one_process(folder, count=None):
 def found(tmp_path_factory):
     """What each attempt came to, by rank."""
     place = tmp_path_factory.mktemp("attempts")
+    make_place(place)
     made_by_one_process(place / "whole", 2)
     made = {
-        "whole": ("measured", (str(place / "whole"),)),
-        **{f"kill {i}": ("measured", (str(place / "killed"), harm)) for i, harm in enumerate(HARMS)},
-        "last": ("measured", (str(place / "killed"),)),
-        "full": ("measured", (str(place / "full"), {1: (4, "full")})),
-        "sweep": ("swept", (str(place / "swept"), {1: (4, "too-large")})),
-        "retried": ("swept", (str(place / "swept"), None, True, (1, 3))),
-        "lost": ("swept", (str(place / "lost"), {1: (3, "before")})),
+        "whole": (2, "measured", (str(place / "whole"),)),
+        **{f"kill {i}": (2, "measured", (str(place / "killed"), harm)) for i, harm in enumerate(HARMS)},
+        "last": (2, "measured", (str(place / "killed"),)),
+        "full": (2, "measured", (str(place / "full"), {1: (4, "full")})),
+        "sweep": (2, "swept", (str(place / "swept"), {1: (4, "too-large")})),
+        "retried": (2, "swept", (str(place / "swept"), None, True, (1, 3))),
+        "lost": (2, "swept", (str(place / "lost"), {1: (3, "before")})),
+        "four": (4, "measured", (str(place / "four"),)),
+        "four killed": (4, "measured", (str(place / "four killed"), {1: (3, "half"), 3: (3, "after")})),
+        "four again": (4, "measured", (str(place / "four killed"),)),
     }
-    both = on_ranks(2, attempts, [free_port() for _ in made], list(made.values()), join=False, seconds=400)
-    return {name: [rank[i] for rank in both] for i, name in enumerate(made)} | {"place": place}
+    every = on_ranks(4, attempts, [free_port() for _ in made], list(made.values()), join=False, seconds=400)
+    by_name = {name: [rank[i] for rank in every[:count]] for i, (name, (count, *_)) in enumerate(made.items())}
+    return by_name | {"place": place}
 
 
 def ended(found, name):
@@ -82,7 +90,7 @@ def ended(found, name):
 
 
 def report_in(folder):
-    (report,) = folder.glob("demo/*/*/report.json")
+    (report,) = folder.glob("tiny/*/*/report.json")
     return report
 
 
@@ -107,13 +115,24 @@ def test_what_every_rank_has_is_not_made_again(found):
     assert replayed == sorted(replayed, reverse=True)
 
 
+def test_four_ranks_of_which_two_are_killed_go_on_with_the_products_that_all_have(found):
+    assert [code == KILLED for code in ended(found, "four killed")[0]] == [False, True, False, True]
+    codes, notes = ended(found, "four again")
+    assert codes == ended(found, "four")[0] == (0, 0, 0, 0)
+    assert "going on with a run that was cut off; --no-resume starts again" in notes[0]
+    report = report_in(found["place"] / "four killed")
+    assert without_times(report) == without_times(report_in(found["place"] / "four"))
+    lines = read_journal(report.parent / "journal.jsonl")
+    assert sum(line.get("replayed") is True for line in lines if line["kind"] == "product") == 2
+
+
 def test_products_of_another_number_of_processes_are_not_read_and_not_lost(found):
     _, notes = ended(found, "whole")
     assert any("by one process was cut off, which 2 under torchrun cannot go on from" in note for note in notes[0])
     code, said = found["full"][0]
     assert code == 2
     assert said.startswith("rank 1: output.dir: the disk is full; give another folder with -o")
-    state = next((found["place"] / "full").glob("demo/*/*.part/state"))
+    state = next((found["place"] / "full").glob("tiny/*/*.part/state"))
     kept = sorted(path.name for path in state.glob("*.safetensors"))
     assert kept == [f"{i:06d}-rank{rank}of2.safetensors" for i in range(3) for rank in (0, 1)]
     notes = made_by_one_process(found["place"] / "full", 2)
@@ -128,9 +147,9 @@ def test_products_of_another_number_of_processes_are_not_read_and_not_lost(found
 def test_a_cell_that_fails_on_one_rank_has_failed_and_the_others_go_on(found):
     codes, (cells, failures) = ended(found, "sweep")
     assert codes == (0, 0)
-    assert [(status, code) for status, _, code in cells] == [("failed", 5), ("failed", 6), ("done", None)]
+    assert [(status, code) for status, _, code in cells] == [("failed", 5), ("failed", 6), ("done", None)], cells
     assert cells[0][1].startswith("rank 1: memory: the product does not fit; lower --max-length")
-    assert cells[1][1].startswith("model.revision: demo has no revision 'step51'")
+    assert cells[1][1].startswith("model: ")
     assert [failure.partition(":")[0] for failure in failures] == ["memory", "rank 0"]
     assert {path.name for path in (found["place"] / "swept" / "sweeps").glob("*/*") if path.is_file()} == {
         *("manifest.json", "results.csv", "results.jsonl", "results.md")
@@ -141,7 +160,7 @@ def test_a_failed_cell_of_a_shard_is_tried_again_from_its_products(found):
     codes, (cells, failures) = ended(found, "retried")
     assert (codes, failures) == ((0, 0), [])
     assert [status for status, _, _ in cells] == ["done", "failed", "done"]
-    (report,) = (found["place"] / "swept").glob("demo/step50/*/report.json")
+    (report,) = (found["place"] / "swept").glob("tiny/*/*/report.json")
     lines = read_journal(report.parent / "journal.jsonl")
     assert [line["resumed"] for line in lines if line["kind"] == "started"] == [False, True]
     assert sum(line.get("replayed") is True for line in lines if line["kind"] == "product") == 3
@@ -153,3 +172,12 @@ def test_a_rank_that_is_killed_ends_the_sweep_and_no_cell_has_failed(found):
     assert said[0].startswith("ranks: another process has ended")
     (manifest,) = (found["place"] / "lost" / "sweeps").glob("*/manifest.json")
     assert [cell.status for cell in read_manifest(manifest).cells] == ["missing"] * 3
+
+
+def test_a_machine_that_cannot_have_the_folder_of_products_says_so(tmp_path):
+    (tmp_path / "out").touch()
+    log = ProductLog(State(tmp_path / "out" / "state", ALONE), ParameterSpace([], []))
+    with pytest.raises(
+        UsageError, match=r"^output\.dir: .*/out/state' cannot be made .*; give a folder with -o that every"
+    ):
+        log.add([], [], {})

@@ -13,6 +13,7 @@ from hesscli.curvature.gauss_newton import GGNOperator, OuterProductOperator
 from hesscli.curvature.layers.layered import LayeredOperator
 from hesscli.curvature.layers.stack import find_stack
 from hesscli.curvature.risk import EmpiricalRisk
+from hesscli.distributed import Ranks
 from hesscli.errors import DoesNotFitError
 from hesscli.events import Warned
 from hesscli.recipe.document import resolve
@@ -21,6 +22,7 @@ from hesscli.run.retreat import RetreatingOperator
 from hesscli.run.session import run
 from hesscli.run.storage.product_log import ProductLog
 
+pytestmark = pytest.mark.usefixtures("small_demo")
 WORDS = "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 B"
 SMALL = {"model.id": "demo", "data.limit": 8, "data.max_length": 16, "data.batch_size": 4, "output.plots": "none"}
 
@@ -274,3 +276,32 @@ def test_a_run_that_goes_on_takes_the_steps_that_were_taken_before(tmp_path, mon
     assert again["metrics"] == whole["metrics"]
     assert again["operator"]["batch_size"] == whole["operator"]["batch_size"] == 2
     assert [w["code"] for w in again["warnings"]] == [w["code"] for w in whole["warnings"]]
+
+
+@pytest.mark.parametrize(("size", "remedy"), [(2, "add --batch-size 2: products so far are kept"), (5, "lower --max-")])
+def test_over_processes_it_ends_with_the_rows_to_go_on_with(monkeypatch, size, remedy):
+    risk = risk_of(tiny_model("qwen3"), ragged_slice(), 5)
+    monkeypatch.setattr("hesscli.run.retreat.ranks", lambda: Ranks(0, size, None))
+    fails_above(monkeypatch, HessianOperator, 4)
+    operator = retreating(HessianOperator(risk, keep_graph=False), risk, [])
+    with pytest.raises(DoesNotFitError, match=f"the product does not fit.*; {remedy}"):
+        operator.matvec(risk.space.random("gaussian", seed=0, index=0))
+
+
+def test_a_run_goes_on_from_its_products_with_fewer_rows_a_batch(tmp_path, monkeypatch):
+    add, left = ProductLog.add, [3]
+
+    def some(self, *given):
+        add(self, *given)
+        left[0] -= 1
+        if left[0] == 0:
+            raise MemoryError
+
+    with monkeypatch.context() as cut:
+        cut.setattr(ProductLog, "add", some)
+        with pytest.raises(DoesNotFitError):
+            run(recipe("topk", tmp_path), force=False, resume=True, on_event=lambda _event: None)
+    ended = run(recipe("topk", tmp_path, **{"data.batch_size": 2}), force=False, resume=True, on_event=lambda _: None)
+    lines = [json.loads(line) for line in (ended.folder / "journal.jsonl").open()]
+    assert [line["resumed"] for line in lines if line["kind"] == "started"] == [False, True]
+    assert sum(line.get("replayed") is True for line in lines if line["kind"] == "product") == 3

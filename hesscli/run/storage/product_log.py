@@ -14,6 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from hesscli.errors import UsageError
 from hesscli.linalg.mapped import release
 from hesscli.linalg.space import ParameterSpace, ParameterVector
 from hesscli.run.storage.state import State
@@ -49,10 +50,17 @@ class ProductLog:
         return found
 
     def add(self, vs: Sequence[ParameterVector], products: Sequence[ParameterVector], memory: dict[str, Any]) -> None:
-        """Keep one request's products, with what the operator wants to remember after them."""
+        """Keep one request's products, with what the operator wants to remember after them.
+
+        Raises UsageError where this machine cannot have the folder, as one of several may not.
+        """
         if self.is_full:
             return
-        self._state.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._state.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            what = f"{str(self._state.folder)!r} cannot be made ({error.strerror}), where products are kept meanwhile"
+            raise UsageError("output.dir", what, "give a folder with -o that every machine can make") from error
         if not self._has_room(len(products) * self._space.vector_bytes()):
             self.is_full = True
             return

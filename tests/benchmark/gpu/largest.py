@@ -7,7 +7,7 @@ from gpu.model import batch_of, model_on, risk_of, unit
 from hesscli.curvature.layers.layered import LayeredOperator
 from hesscli.curvature.layers.stack import find_stack
 from hesscli.curvature.risk import LOOKED_AT
-from hesscli.run.planning.working_set import working_set
+from hesscli.run.planning.counting.working_set import working_set
 
 COLUMNS = ["model", "layers", "parameters", "predicted GiB", "peak GiB", "seconds", "layered product"]
 LEGEND = [

@@ -20,7 +20,7 @@ def run_parts(device, parts, *, repeats, seconds, say):
         write_table(products.COLUMNS, rows, products.legend(shape, repeats))
     meter.clear()
     if "largest" in parts:
-        room = None if device.type == "cuda" else 1 << 22
+        room = None if device.type == "cuda" else 1 << 20
         free = meter.free if room is None else room
         write_table(largest.COLUMNS, largest.largest_rows(meter, shape, room=room, say=say), largest.legend(free))
     meter.clear()
