@@ -18,6 +18,14 @@ LENGTH = 32
 SMALL = {"data.limit": 4, "estimator.k": 1, "estimator.steps": 12, "estimator.which": "largest", "output.plots": []}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small(small_demo_folder):
+    """The stand-in for the demo, for training and all fixtures of this file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hesscli.demo._FOLDER", small_demo_folder)
+        yield
+
+
 @cache
 def tokens():
     """The demo's text, packed into rows."""
@@ -32,7 +40,7 @@ def rows():
 
 
 def model():
-    """The demo's model early in its training, with dropout on."""
+    """A model of the demo's kind, with dropout on."""
     return AutoModelForCausalLM.from_pretrained(checkpoint_folder("step50"), attention_dropout=0.2)
 
 

@@ -25,7 +25,7 @@ from hesscli.recipe.document import resolve
 from hesscli.run.session import run
 from hesscli.run.setup import build_subject
 
-ROWS, LENGTH = 2, 32
+ROWS, LENGTH = 2, 16
 ONE_NORM = "*layers.1.post_attention_layernorm*"  # 96 entries: few enough for every column of its matrix
 
 

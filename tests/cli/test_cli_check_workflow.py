@@ -71,10 +71,24 @@ def run(folder, script):
     return subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, check=False)
 
 
-def pull_request(folder, *, change=lambda script: script):
+@pytest.fixture(scope="module")
+def measured(repository, tmp_path_factory):
+    """The job on the same checkpoint, up to the step that judges."""
+    folder = shutil.copytree(repository, tmp_path_factory.mktemp("job") / "branch", symlinks=True)
+    for script in steps()[:-1]:
+        assert run(folder, script).returncode == 0
+    return folder
+
+
+@pytest.fixture
+def judging(measured, tmp_path):
+    return shutil.copytree(measured, tmp_path / "branch", symlinks=True)
+
+
+def pull_request(folder):
     """The first step that fails, as the job ends with it; the last one where none does."""
     for script in steps():
-        done = run(folder, change(script))
+        done = run(folder, script)
         if done.returncode:
             break
     return done
@@ -87,13 +101,13 @@ def rewrite(folder, edit):
     path.write_text(json.dumps(content))
 
 
-def test_the_same_checkpoint_passes(branch):
-    done = pull_request(branch)
+def test_the_same_checkpoint_passes(judging):
+    done = run(judging, steps()[-1])
     assert done.returncode == 0, done.stderr
     assert "2 of 2 passed" in done.stdout
     assert "::" not in done.stderr
-    assert (branch / "summary.md").read_text().startswith("### hess check: pass")
-    assert (branch / "gates.xml").exists()
+    assert (judging / "summary.md").read_text().startswith("### hess check: pass")
+    assert (judging / "gates.xml").exists()
 
 
 def test_a_checkpoint_with_other_curvature_fails_with_3(branch):
@@ -106,20 +120,20 @@ def test_a_checkpoint_with_other_curvature_fails_with_3(branch):
     assert "failures=" in (branch / "gates.xml").read_text()
 
 
-def test_an_interval_across_the_limit_warns_and_passes(branch):
+def test_an_interval_across_the_limit_warns_and_passes(judging):
     def widen(content):
         base = content["metrics"]["lambda_max"]
         base["ci"] = [0.5 * base["value"], 2 * base["value"]]
 
-    rewrite(branch, widen)
-    done = pull_request(branch)
+    rewrite(judging, widen)
+    done = run(judging, steps()[-1])
     assert done.returncode == 0, done.stderr
     assert "1 of 2 passed, 1 inconclusive" in done.stdout
     assert "::warning title=hess%3A inconclusive%3A lambda_max <= base * 1.10::" in done.stderr
 
 
-def test_an_unknown_figure_ends_in_2(branch):
-    done = pull_request(branch, change=lambda script: script.replace("lambda_max", "lamda_max"))
+def test_an_unknown_figure_ends_in_2(judging):
+    done = run(judging, steps()[-1].replace("lambda_max", "lamda_max"))
     assert done.returncode == 2
     assert "did you mean lambda_max?" in done.stderr
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("small_demo")
 SMALL = ["demo", "-L", "2", "--max-length", "16", "--params", "*norm*", "--plots", "none"]
 DIFFERENCES = ["--product", "finite-difference"]
 

@@ -8,6 +8,7 @@ import pytest
 
 from hesscli.report.document import read_report
 
+pytestmark = pytest.mark.usefixtures("small_demo")
 SMALL = ["demo", "-L", "2", "--max-length", "16", "--params", "*norm*", "--probes", "2", "--steps", "6"]
 
 

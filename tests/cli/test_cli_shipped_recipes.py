@@ -15,6 +15,7 @@ from hesscli.cli.app import _exit_code
 from hesscli.report.document import read_report
 from hesscli.report.sweep import read_cells, read_manifest
 
+pytestmark = pytest.mark.usefixtures("small_demo")
 FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
 SINGLE = [path for path in RECIPES if "matrix" not in yaml.safe_load(path.read_text())]

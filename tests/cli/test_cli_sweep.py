@@ -7,6 +7,7 @@ import pytest
 
 from hesscli.report.sweep import read_manifest
 
+pytestmark = pytest.mark.usefixtures("small_demo")
 SMALL = ["data.limit=2", "data.max_length=16", "operator.params=['*norm*']", "output.plots=none"]
 TRACE = [*SMALL, "estimator.probes=2", "estimator.steps=2"]
 RECIPE = """

@@ -4,10 +4,7 @@ import json
 import os
 import resource
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -26,6 +23,7 @@ from hesscli.run.sweep.plan import plan_sweep
 from hesscli.run.sweep.prospect import prospects
 from hesscli.run.sweep.results import Gating
 
+pytestmark = pytest.mark.usefixtures("small_demo")
 SMALL = {
     "probe": "trace",
     "name": "small",
@@ -336,58 +334,3 @@ def test_the_peak_of_one_cell_is_not_that_of_the_next():
     del block
     release()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before - 200_000
-
-
-RECIPE = """
-schema: hess.recipe/1
-name: killed
-probe: trace
-data: {limit: 2, max_length: 16}
-operator: {params: ["*layers.0*"]}
-estimator: {probes: 4, steps: 4}
-output: {plots: none}
-matrix:
-  model.revision: [step50, step200, final]
-  operator.kind: [hessian, ggn]
-exclude: [{operator.kind: ggn, model.revision: step50}]
-"""
-
-
-@pytest.mark.slow
-def test_killed_in_the_middle_only_the_missing_cells_run_and_then_none(tmp_path):
-    (tmp_path / "killed.yaml").write_text(RECIPE)
-    command = [sys.executable, "-m", "hesscli", "sweep", "killed.yaml", "-q", "-o", "out"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(loop.__file__).parents[3])}
-
-    def manifest():
-        return read_manifest(next((tmp_path / "out").glob("sweeps/*/manifest.json")))
-
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
-    for _ in range(6000):
-        time.sleep(0.02)
-        if list((tmp_path / "out").glob("sweeps/*/manifest.json")) and manifest().count("done") >= 2:
-            break
-        assert process.poll() is None
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    done = manifest()
-    assert 2 <= done.count("done") < 5
-    files = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("demo/*/*/report.json")}
-
-    again = subprocess.run(command[:-3] + command[-2:], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    cells = [line.split(" of ")[0] for line in again.stderr.splitlines() if line.startswith("cell ")]
-    missing = [f"cell {i + 1}" for i, cell in enumerate(done.cells) if cell.status != "done"]
-    assert cells == missing
-    assert manifest().count("done") == len(manifest().cells) == 5
-    assert {path: path.stat().st_mtime_ns for path in files} == files
-
-    third = subprocess.run(command[:-3] + command[-2:], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert third.returncode == 0
-    assert "cell " not in third.stderr
-    tables = {name: next((tmp_path / "out").glob(f"sweeps/*/{name}")).read_bytes() for name in TABLES}
-
-    sharded = [[*command[:-1], "shards", "--shard", f"{i}/2"] for i in (1, 2)]
-    both = [subprocess.Popen(words, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL) for words in sharded]
-    assert [process.wait() for process in both] == [0, 0]
-    assert {n: next((tmp_path / "shards").glob(f"sweeps/*/{n}")).read_bytes() for n in TABLES} == tables
