@@ -39,6 +39,7 @@ def batch_quadratic_forms(
     for batch in batches:
         products = on_risk(operator, risk.on([batch])).matvecs(vectors)
         forms.append([risk.space.inner(u, w) for u, w in zip(vectors, products, strict=True)])
+        del products  # before the next batch's are made
     return np.array(forms).reshape(len(batches), len(vectors))
 
 

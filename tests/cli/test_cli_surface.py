@@ -20,7 +20,7 @@ OPTIONS = {
     "blockdiag": f"{SHARED} --blocks --by --probes --top",
     "solve": f"{SHARED} --damping --preconditioner --rhs --solver --steps --tolerance",
     "run": f"{GATE} --dry-run --verbose -v --force --help --json --log-to --no-resume --print-config --quiet --report --strict -h -q",
-    "plan": "--allow-pickle --attn --basis --basis-dtype --batch-size --blocks --by --calibrate --damping --devices --diagonal --dtype --exclude --held-out --help --json --k --krylov-dim --limit --max-length --method --offline --operator --params --preconditioner --preset --probe --probes --product --reorthogonalise --revision --solver --steps --task --tolerance --top --trust-remote-code --which -L -b -h -k",
+    "plan": f"{DATA} --allow-pickle --attn --basis --basis-dtype --blocks --by --calibrate --damping --data-error --devices --diagonal --dtype --exclude --held-out --held-out-from --help --json --k --kernel-width --krylov-dim --method --offline --operator --output-dir --params --plots --preconditioner --preset --probe --probes --product --reorthogonalise --revision --rhs --seed --solver --step --steps --task --tolerance --top --trust-remote-code --which -h -k -o",
     "sweep": "--assert --baseline --dry-run --help --json --log-to --on-inconclusive --output-dir --print-config --probe --quiet --retry-failed --shard --verbose -h -o -q -v",
     "recipes": "--help --json -h",
     "plot": "--help --kernel-width --output-dir --plots --together -h -o",

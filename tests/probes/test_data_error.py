@@ -61,7 +61,9 @@ def measured(operator, **settings):
     return density(operator, semi_definite=False, noise=0.0, seed=0, on_event=ignore, **settings)
 
 
-def test_moments_without_a_group_are_those_of_the_other_rows():
+@pytest.mark.parametrize("all_fit", [True, False])
+def test_moments_without_a_group_are_those_of_the_other_rows(all_fit, monkeypatch):
+    monkeypatch.setattr("hesscli.run.figures.data_error.vectors_fit", lambda _, count: all_fit or count < 3)
     risk, groups, operator = subject()
     metrics = {name: metric(v) for name, v in (("trace", 3.0), ("mean_eigenvalue", 0.1), ("frobenius_norm", 7.0))}
     samples, before = {}, operator.num_matvecs

@@ -1,7 +1,9 @@
 """The vectors and bases of each probe as a plan counts them, against what the probe holds, within 20 %."""
 
 from functools import partial
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from live_bytes import peak_of
@@ -16,7 +18,9 @@ from hesscli.probes.solve import solve
 from hesscli.probes.topk import topk
 from hesscli.probes.trace import trace
 from hesscli.recipe.document import resolve
+from hesscli.run.figures.data_error import PROBES, Groups, add_to_moments
 from hesscli.run.figures.solve import LOW_RANK_STEPS
+from hesscli.run.observed import ObservedOperator
 from hesscli.run.planning.probe_cost import demands
 
 PARTS, ENTRIES = 20, 1000
@@ -144,5 +148,23 @@ def test_the_vectors_of_a_probe_are_predicted(case, monkeypatch):
     operator = DiagonalOperator(capacity=recipe.estimator.krylov_dim)
     demand = demands(recipe, dimension=operator.space.dimension, num_blocks=len(BLOCKS), narrow=False)[place]
     phases = [phase for phase in demand.phases if phase.name not in ("self-test", "data error")]
-    predicted = max(phase.vectors + phase.together + phase.basis for phase in phases)
+    predicted = max(phase.held(phase.together) + phase.basis for phase in phases)
     assert predicted == pytest.approx(peak_of(lambda: work(operator)) / operator.space.vector_bytes(), rel=0.2)
+
+
+@pytest.mark.parametrize("at_once", [PROBES, 1])
+def test_the_vectors_of_the_data_s_error_are_predicted_and_are_fewer_where_all_do_not_fit(at_once, monkeypatch):
+    monkeypatch.setattr("hesscli.linalg.random._CHUNK", 512)
+    operator = DiagonalOperator()
+    size = operator.space.vector_bytes()
+    free = 3 * at_once * size / 0.4  # of which that share is for vectors
+    monkeypatch.setattr("hesscli.run.figures.basis.available_bytes", lambda _: free)
+    risk = SimpleNamespace(space=operator.space, on=lambda _: None)
+    groups = Groups(SimpleNamespace(risk=risk), range(4), np.arange(1.0, 5.0))
+    observed = ObservedOperator(operator, operator.space, log=None)
+    found = peak_of(lambda: add_to_moments({}, {}, groups, observed, seed=0, on_event=ignore)) / size
+    recipe, _ = resolve([("test", {"probe": "trace", **TRACE})])
+    demand = demands(recipe, dimension=operator.space.dimension, num_blocks=1, narrow=False)[-1]
+    (phase,) = [phase for phase in demand.phases if phase.name == "data error"]
+    assert phase.held(at_once) == 3 * at_once == pytest.approx(found, rel=0.2)
+    assert observed.num_matvecs == 2 * PROBES

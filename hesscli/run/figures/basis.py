@@ -9,6 +9,7 @@ import torch
 from hesscli.checkpoint.memory import available_bytes
 from hesscli.errors import DoesNotFitError
 from hesscli.linalg.krylov.extremes import smallest_capacity
+from hesscli.linalg.mapped_space import MappedSpace
 from hesscli.linalg.space import ParameterSpace
 from hesscli.linalg.storage import ROWS, BasisStorage
 from hesscli.recipe import Recipe
@@ -29,6 +30,17 @@ def basis_fits(space: ParameterSpace, *lengths: int) -> bool:
     As they are allocated: a basis of four vectors takes a block of 16.
     """
     return sum(-(-length // ROWS) * ROWS for length in lengths) <= room_for(space)
+
+
+def vectors_fit(space: ParameterSpace, count: int) -> bool:
+    """Whether `count` vectors fit beside what is held now and a product; in files they always do."""
+    if isinstance(space, MappedSpace):
+        return True
+    needed = dict[torch.device, int]()
+    for device, numel in zip(space.devices, space.local_numels, strict=True):
+        needed[device] = needed.get(device, 0) + numel * space.dtype.itemsize
+    fits = all(count * size <= SHARE * available_bytes(device) for device, size in needed.items())
+    return bool(space.ranks.least(int(fits)))
 
 
 def room_for(space: ParameterSpace) -> int:

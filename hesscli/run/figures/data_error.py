@@ -22,6 +22,7 @@ from hesscli.linalg.statistics import (
     variation_estimate,
 )
 from hesscli.report import schema
+from hesscli.run.figures.basis import vectors_fit
 from hesscli.run.observed import ObservedOperator
 from hesscli.run.setup import Subject
 
@@ -144,19 +145,26 @@ def add_to_moments(
 
     Four vectors z of signs, eight products: H z, and H_g z over the groups. The trace of group g is the mean of
     z.H_g z. Of the norm the relative error is taken, from ||Hz||^2, Hz.H_g z and ||H_g z||^2 with the same z above and
-    below, so that most of what z leaves of sampling error drops out. Holds 12 vectors.
+    below, so that most of what z leaves of sampling error drops out. Holds 12 vectors, or 3 where 12 do not fit.
     """
     if groups is None:
         return
     space = groups.subject.risk.space
     on_event(Started("data error", None))
-    vectors = [space.random("rademacher", seed=seed, index=SEED_OFFSET + i) for i in range(PROBES)]
-    images = operator.matvecs(vectors)
-    forms, crosses, squares = (np.empty((len(groups.terms), PROBES)) for _ in range(3))
-    for g, products in enumerate(groups.products(operator, vectors)):
-        for i, (z, image, w) in enumerate(zip(vectors, images, products, strict=True)):
-            forms[g, i], crosses[g, i], squares[g, i] = space.inner(z, w), space.inner(image, w), space.inner(w, w)
-    whole = np.array([space.inner(w, w) for w in images])
+    whole, (forms, crosses, squares) = np.empty(PROBES), (np.empty((len(groups.terms), PROBES)) for _ in range(3))
+    at_once = PROBES if vectors_fit(space, 3 * PROBES) else 1
+    for first in range(0, PROBES, at_once):
+        some = range(first, first + at_once)
+        vectors = [space.random("rademacher", seed=seed, index=SEED_OFFSET + i) for i in some]
+        images = operator.matvecs(vectors)
+        whole[some] = [space.inner(w, w) for w in images]
+        of_groups = []
+        for products in groups.products(operator, vectors):
+            found = zip(vectors, images, products, strict=True)
+            of_groups.append([[space.inner(z, w), space.inner(image, w), space.inner(w, w)] for z, image, w in found])
+            del found, products  # before the next group's are made
+        forms[:, some], crosses[:, some], squares[:, some] = np.moveaxis(np.array(of_groups), 2, 0)
+        del vectors, images
     on_event(Finished("data error"))
     traces = groups.without_one(forms.mean(axis=1))
     add_data(metrics, samples, "trace", traces)

@@ -33,12 +33,14 @@ def block_squares_without_one(
         images = operator.matvecs(masked)
         for b, image in zip(together, images, strict=True):
             squares[0, :, b] = _by_block(space.inners(image, image), members)
-        for g, products in enumerate(groups.products(operator, masked)):
-            share = float(groups.share[g])
+        place, shares = 0, groups.share.tolist()
+        for products in groups.products(operator, masked):
+            share, place = shares[place], place + 1
             for b, image, w in zip(together, images, products, strict=True):
                 space.scale(-share / (1 - share), w)
                 space.axpy(1 / (1 - share), image, w)
-                squares[g + 1, :, b] = _by_block(space.inners(w, w), members)
+                squares[place, :, b] = _by_block(space.inners(w, w), members)
+            del products, w  # before the next group's are made; `enumerate` would keep them
         on_event(Advanced("data error", together.stop))
     on_event(Finished("data error"))
     return squares

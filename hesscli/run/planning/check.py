@@ -162,7 +162,7 @@ def _vectors(recipe: Recipe, risk: EmpiricalRisk, demand: Demand) -> int:
     storage, space = storage_of(recipe), risk.space
     kept = sum(storage.vector_bytes(numel, space.dtype) for numel in space.numels) if storage.place == "device" else 0
     vector = space.vector_bytes()
-    return max((phase.vectors + phase.together) * vector + phase.basis * kept for phase in demand.phases)
+    return max(phase.held(1) * vector + phase.basis * kept for phase in demand.phases)
 
 
 def _least_product(recipe: Recipe, subject: Subject, batch: Batch, rows: int) -> int:

@@ -150,7 +150,7 @@ def _first_that_fits(
             room = devices.bytes_each - way.weights_bytes
             if way.fits and (costs.basis_place != "device" or way.basis_bytes <= BASIS_SHARE * room):
                 return way
-            if way.product_bytes is None or not _shares(placement, kind, costs):
+            if not demand.by_turns and (way.product_bytes is None or not _shares(placement, kind, costs)):
                 break
     return way
 
@@ -238,7 +238,7 @@ def _held(
 ) -> list[_Bytes]:
     """On each device that is counted; without what the product takes where the number of batches is None."""
     sizes, vector = costs.sizes, costs.vector
-    vectors = (phase.vectors + phase.together) * vector
+    vectors = phase.held(at_once) * vector
     basis = phase.basis * costs.basis_vector
     disk = basis if costs.basis_place == "disk" else 0
     host = basis if costs.basis_place == "host" else 0

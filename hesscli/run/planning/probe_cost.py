@@ -33,6 +33,14 @@ class Phase:
     """That of the storage: see `BasisStorage`."""
     of_groups: int = 0
     """Rows of a group that products are made of too, beside those of the slice and what is kept for them."""
+    by_turns: int = 0
+    """Vectors that are held for each of those multiplied at once, and let go of with it; 0 where all wait for all."""
+
+    def held(self, at_once: int) -> int:
+        """Vectors beside the basis where at most so many are multiplied at once."""
+        if self.by_turns:
+            return self.vectors + self.by_turns * min(at_once, self.together)
+        return self.vectors + self.together
 
     @property
     def basis(self) -> int:
@@ -54,6 +62,11 @@ class Demand:
     """
     by_differences: int
     """The same where products are differences of gradients."""
+
+    @property
+    def by_turns(self) -> bool:
+        """Whether fewer vectors at once are fewer vectors held."""
+        return any(phase.by_turns for phase in self.phases)
 
     @property
     def together(self) -> int:
@@ -90,7 +103,7 @@ def _of_the_data(recipe: Recipe, products: int, *, asked: bool = False) -> int:
 def _data_error(recipe: Recipe, *, beside: int) -> list[Phase]:
     """Vectors, what they give on the slice, and on one group of rows after the other."""
     groups = _rows_of_a_group(recipe)
-    return [Phase("data error", 2 * DATA_PROBES + beside, together=DATA_PROBES, of_groups=groups)] if groups else []
+    return [Phase("data error", beside, together=DATA_PROBES, of_groups=groups, by_turns=3)] if groups else []
 
 
 def _rows_of_a_group(recipe: Recipe, *, asked: bool = False) -> int:
