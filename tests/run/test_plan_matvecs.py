@@ -11,7 +11,7 @@ from hesscli.run.session import run
 
 SMALL = {"estimator.probes": 3, "estimator.steps": 6}
 TOPK = {"estimator.k": 1, "estimator.steps": 40, "estimator.tolerance": 0.3}
-SOLVE = {"operator.kind": "ggn", "estimator.damping": [0.5, 5.0], "estimator.steps": 25}
+SOLVE = {"operator.kind": "ggn", "estimator.damping": [1e-4, 1e-3], "estimator.steps": 25}
 FULL = {"estimator.reorthogonalise": "full"}
 KNOWN = {
     "density": ("density", SMALL | FULL),
