@@ -11,7 +11,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from adapters import save_adapter
+from adapters import CONFIG, WEIGHTS, edit, restore, save_adapter
 from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig
 from safetensors.torch import load_file, save_file
 from test_checkpoint_hub import COMMIT, Hub, start
@@ -23,7 +23,6 @@ from hesscli.curvature.choice import choose_product
 from hesscli.curvature.double_backward import HessianOperator
 from hesscli.errors import HessError
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 SCALE = 6 / 2  # lora_alpha / r
 
 
@@ -157,17 +156,6 @@ def test_a_run_is_over_the_adapter_and_params_widen_it(measured, adapters):
     assert measured("--params", "*.lora_B.*")["model"]["num_selected"] == own - sum(
         a.numel() for a, _ in factors(adapters).values()
     )
-
-
-def edit(folder, **changes):
-    file = folder / CONFIG
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
-
-
-def restore(folder, change):
-    stored = load_file(folder / WEIGHTS)
-    change(stored)
-    save_file(stored, folder / WEIGHTS)
 
 
 def pickled(folder):

@@ -8,6 +8,7 @@ import heads
 import numpy as np
 import pytest
 import torch
+from adapters import WEIGHTS, edit, restore
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from task_cases import TEXTS, causal, framed
@@ -28,7 +29,6 @@ from hesscli.events import ignore
 from hesscli.recipe.document import resolve
 from hesscli.run.setup import build_subject
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 CLASSES = [4, 1, 2, 4]
 TEXT, IMAGES = AutoModelForSequenceClassification, AutoModelForImageClassification
 BERT = {"target_modules": ["query"], "r": 1}
@@ -176,17 +176,6 @@ def test_patterns_see_the_head_once(tmp_path):
     every = subject(tmp_path, **{"operator.params": ["**"]})
     assert len([name for name in every.risk.space.names if name.startswith("score.")]) == 1
     assert all(part.any() for part in every.risk.gradient())
-
-
-def edit(folder, **changes):
-    file = folder / CONFIG
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
-
-
-def restore(folder, change):
-    stored = load_file(folder / WEIGHTS)
-    change(stored)
-    save_file(stored, folder / WEIGHTS)
 
 
 @pytest.mark.parametrize("form", ["in a pickle", "by its module", "by a config that does not name it", "by both names"])
