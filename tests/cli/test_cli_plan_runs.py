@@ -134,8 +134,11 @@ def test_double_backward_runs_with_its_graph_and_with_fewer_rows(planned, on_dev
     way, peak = held_as_stated(whole, on_device)
     assert (way.graph_kept, way.batch_size) == (True, ROWS)
     assert peak >= 0.8 * way.total_bytes
-    few = min(w.total_bytes for w in whole.ways)
-    least = planned("a tied", int(0.9 * few / 0.9), "--product", "double-backward")
+    together = min(w.total_bytes for w in whole.ways)
+    turns = planned("a tied", together, "--product", "double-backward")
+    way, _ = held_as_stated(turns, on_device)
+    assert (way.together, way.batch_size) == (1, ROWS)
+    least = planned("a tied", way.total_bytes, "--product", "double-backward")
     way, _ = held_as_stated(least, on_device)
     assert f"--batch-size {way.batch_size}" in least.recommended.command
     assert way.batch_size < ROWS
