@@ -97,13 +97,13 @@ def test_rows_that_do_not_fit_are_halved_before_anything_runs_and_the_answer_sta
     run = fetched if where == "in files" else measured
     options |= {"data.batch_size": "auto", "operator.product": "layered"}
     whole = run(tmp_path / "a", [], **options).report
-    room = 16 * VECTOR if where == "in memory" else 500
+    room = 12 * VECTOR if where == "in memory" else 500
     free(monkeypatch, room)
     for name, rows in (("_fetched_product", 250), ("_least_product", 2 * VECTOR)):
         monkeypatch.setattr(check, name, lambda _recipe, _subject, _batch, n, each=rows: each * n)
     events = []
     report = run(tmp_path / "b", events, **options).report
-    fitting = 2  # of 4: vectors take 12 of the room, with a tenth more
+    fitting = 2  # of 4: vectors take 6 of the room, with a tenth more
     assert (whole.operator.batch_size, report.operator.batch_size) == (4, fitting)
     assert next(w.text for w in report.warnings if w.code == check.FEWER_ROWS).startswith("batches have 2 rows each")
     assert whole.run_id == report.run_id
