@@ -21,7 +21,7 @@ from hesscli.checkpoint.listing import ADAPTER_CONFIG, is_adapter, names_in, wei
 from hesscli.checkpoint.offload import Read, Reads
 from hesscli.checkpoint.quiet import in_short, quiet
 from hesscli.checkpoint.source import Reference, Source, parse
-from hesscli.checkpoint.weights import Weights, check_weights, stored_tensors
+from hesscli.checkpoint.weights import Weights, check_weights, stored_tensors, unsound_pickle
 from hesscli.errors import HessError, UnavailableError, UsageError
 
 _NAME = "default"  # PEFT's own name for the one adapter of a model; it stands in its parameters' names
@@ -320,8 +320,8 @@ def _pickled(file: Path, *, id: str, device: str) -> dict[str, torch.Tensor]:
     try:
         found: dict[str, torch.Tensor] = torch.load(file, map_location=device, weights_only=True)
     except Exception as error:  # a pickle fails in many ways
-        what = f"{file.name} of '{id}' is damaged, or holds more than tensors and would run code"
-        raise UnavailableError("weights", what, "use a safetensors checkpoint") from error
+        which = f"{file.name} of '{id}'"
+        raise unsound_pickle(which) from error
     return found
 
 

@@ -26,7 +26,7 @@ from hesscli.checkpoint.placement import Plan, as_a_whole, check_map, decide, ru
 from hesscli.checkpoint.quiet import in_short, quiet
 from hesscli.checkpoint.source import locate, parse
 from hesscli.checkpoint.tasks import Task
-from hesscli.checkpoint.weights import Weights, check_weights
+from hesscli.checkpoint.weights import Weights, check_weights, unsound_pickle
 from hesscli.errors import DoesNotFitError, HessError, UnavailableError, UsageError
 from hesscli.events import Event, OnEvent
 
@@ -240,8 +240,7 @@ def _explain(error: Exception, *, id: str, attention: str, plan: Plan) -> HessEr
             "placement", f"no memory left while loading '{id}'", "use --dtype bfloat16 or more devices"
         )
     if isinstance(error, pickle.UnpicklingError):
-        what = f"the pickle of '{id}' is damaged, or holds more than tensors and would run code"
-        return UnavailableError("weights", what, "use a safetensors checkpoint")
+        return unsound_pickle(f"the pickle of '{id}'")
     if attention != "eager" and ("attn_implementation" in text or "scaled_dot_product_attention" in text):
         return UsageError("attn", f"'{attention}' is not supported by the architecture of '{id}'", "use --attn eager")
     if "offload_folder" in text:

@@ -89,6 +89,12 @@ def stored_tensors(file: Path) -> Header:
     }
 
 
+def unsound_pickle(which: str) -> UnavailableError:
+    """Of a pickle that torch does not read as tensors alone."""
+    what = f"{which} is damaged, or holds more than tensors and would run code"
+    return UnavailableError("weights", what, "use a safetensors checkpoint")
+
+
 def _check_safetensors(file: Path, *, id: str) -> int:
     """How many numbers the file holds; its header agrees with its length."""
     header, room = _header(file, id=id)

@@ -34,18 +34,16 @@ def basis_fits(space: ParameterSpace, *lengths: int) -> bool:
 
 def vectors_fit(space: ParameterSpace, count: int) -> bool:
     """Whether `count` vectors fit beside what is held now and a product; in files they always do."""
-    if isinstance(space, MappedSpace):
-        return True
-    needed = dict[torch.device, int]()
-    for device, numel in zip(space.devices, space.local_numels, strict=True):
-        needed[device] = needed.get(device, 0) + numel * space.dtype.itemsize
-    fits = all(count * size <= SHARE * available_bytes(device) for device, size in needed.items())
-    return bool(space.ranks.least(int(fits)))
+    return isinstance(space, MappedSpace) or count <= _room(space, BasisStorage())
 
 
 def room_for(space: ParameterSpace) -> int:
     """The number of basis vectors that fit beside what is held now."""
-    storage, needed = space.storage, dict[torch.device | None, int]()
+    return _room(space, space.storage)
+
+
+def _room(space: ParameterSpace, storage: BasisStorage) -> int:
+    needed = dict[torch.device | None, int]()
     for device, numel in zip(space.devices, space.local_numels, strict=True):
         home = {"device": device, "host": torch.device("cpu"), "disk": None}[storage.place]
         needed[home] = needed.get(home, 0) + storage.vector_bytes(numel, space.dtype)
